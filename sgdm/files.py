@@ -42,3 +42,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """One SHA-256 digest of JSON-like values: equal for equal inputs of a stage."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

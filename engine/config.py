@@ -1,0 +1,267 @@
+"""What a run is: typed dataclasses, one a stage. A recipe (recipes.py) returns a full Config; the command line
+overrides any field; `config.yaml` in the run folder is the resolved whole and runs it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import pydantic
+import yaml
+
+from sgdm.files import atomic_write
+from sgdm.models.config import UNetConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field and the way out."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: str
+    """Where images come from: `fashion-mnist`, or the path of a folder of images (nested, jpg/png/webp/bmp)."""
+    folder: Path
+    """Folder for the prepared data set: train.beton, val.beton, their manifests and annotations/."""
+    image_size: int = 32
+    """Side of the stored images in pixels: centre crop to a square, then antialiased resize."""
+    strict: bool = False
+    """Stop at the first unreadable image instead of listing it in <split>.unreadable.txt and leaving it out."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 8, f"data.image_size is {self.image_size}: give at least 8 pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationConfig:
+    num_clusters: int = 100
+    """K, the number of clusters; 0 trains without any condition."""
+    encoder: str = "auto"
+    """Feature network: `auto` (DINO ViT-S/16 where its weights are at hand, else `self-supervised`),
+    `self-supervised` (a small ConvNet trained on these images), `pixels` (PCA-whitened), or a timm model's name."""
+    weights: Path | None = None
+    """Weight file of a timm encoder (safetensors or a state dict); none: timm's own cache or hub."""
+    encoder_images: int = 600_000
+    """Training budget of the self-supervised encoder, in images seen."""
+    iterations: int = 30
+    """k-means iterations."""
+    batch_size: int = 256
+    """Images a forward pass of the encoder."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_clusters == 0 or self.num_clusters >= 2,
+            f"annotation.num_clusters is {self.num_clusters}: give at least 2, or 0 for no condition",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    prediction: Literal["eps", "x0", "v", "edm"] = "eps"
+    """What the network predicts; `edm` is the preconditioning of Karras et al. 2022."""
+    schedule: Literal["sqrt_linear", "linear", "cosine"] = "sqrt_linear"
+    """Noise schedule of eps, x0 and v: `sqrt_linear` is the one the paper's code calls linear (T = 1000 steps)."""
+    min_snr_gamma: float | None = None
+    """Loss weights of Hang et al. 2023 (5 is their choice); none: plain L2 on the prediction."""
+    condition_dropout: float = 0.1
+    """Probability that a training image's condition is replaced by the null condition."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.condition_dropout <= 1,
+            f"diffusion.condition_dropout is {self.condition_dropout}: a probability lies between 0 and 1",
+        )
+        require(
+            self.prediction != "edm" or self.min_snr_gamma is None,
+            "diffusion.min_snr_gamma does not apply to prediction edm, which has its own weights: leave it out",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    images: int
+    """Length of the training, in images seen."""
+    batch_size: int = 128
+    """Global batch: images an optimizer step, over all processes and accumulation steps."""
+    accumulation: int = 1
+    """Forward and backward passes an optimizer step; a process runs batch_size / (processes * accumulation) images."""
+    learning_rate: float = 1e-4
+    """AdamW step size after the warm-up."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    warmup_images: int = 64_000
+    """Images over which the learning rate rises linearly from 0."""
+    cooldown_images: int = 0
+    """Images at the end over which the learning rate falls linearly to 0; 0: constant, as in the paper."""
+    gradient_clip: float = 0.0
+    """Largest gradient norm; 0: no clipping, as in the paper."""
+    ema_decays: tuple[float, ...] = (0.9999,)
+    """Decay a step of each average of the weights, ramped as min(decay, (1 + n) / (10 + n)) at step n."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute precision; weights, averages, norms and loss stay fp32. `auto`: bf16 where the device is fast at it."""
+    compile: bool = True
+    """Compile the whole training step with torch.compile."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed ZeRO stage: 1 shards the optimizer state over processes, 2 the gradients too."""
+    log_images: int = 10_000
+    """Images between two lines of log.jsonl."""
+    checkpoint_images: int = 1_000_000
+    """Images between two checkpoints; there is always one at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "images",
+            "batch_size",
+            "accumulation",
+            "log_images",
+            "checkpoint_images",
+            "keep_checkpoints",
+        ):
+            value = getattr(self, name)
+            require(value >= 1, f"training.{name} is {value}: give at least 1")
+        require(
+            self.batch_size % self.accumulation == 0,
+            f"training.batch_size {self.batch_size} is no multiple of training.accumulation {self.accumulation}",
+        )
+        require(len(self.ema_decays) >= 1, "training.ema_decays is empty: samples are drawn with averaged weights")
+        for decay in self.ema_decays:
+            require(0 <= decay < 1, f"training.ema_decays holds {decay}: a decay lies in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    guidance_scales: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
+    """Guidance scales w to sample at: eps = eps_null + w (eps_cond - eps_null); 0 is unconditional, 1 conditional."""
+    images: int = 10_000
+    """Images a guidance scale."""
+    sampler: Literal["ddpm", "ddim", "heun", "dpmpp"] = "ddim"
+    """Sampler; `dpmpp` is DPM-Solver++(2M), `heun` the second-order one of EDM (two passes a step)."""
+    steps: int = 250
+    """Sampling steps."""
+    eta: float = 0.0
+    """Noise of DDIM: 0 deterministic, 1 as much as DDPM."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels sigma (low, high) between which guidance acts; outside, one conditional pass. None: everywhere."""
+    ema_decay: float | None = None
+    """Which average of the weights draws the samples; none: the first of training.ema_decays."""
+    batch_size: int = 250
+    """Images a forward pass; has no effect on the images."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"sampling.{name} is {value}: give at least 1")
+        require(len(self.guidance_scales) >= 1, "sampling.guidance_scales is empty: give at least one, such as 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    network: Literal["auto", "inception", "efficientnet-lite0"] = "auto"
+    """Feature network of the metrics; `auto`: clean-fid's Inception where its weights are at hand, else the offline
+    network. Every printed number carries its name."""
+    weights: Path | None = None
+    """Weight file of Inception (clean-fid's inception-2015-12-05.pt)."""
+    reference: Literal["train", "val"] = "val"
+    """Split that samples are compared with."""
+    reference_images: int = 10_000
+    """At most so many images of the reference split."""
+    batch_size: int = 250
+    """Images a forward pass of the feature network."""
+
+    def __post_init__(self) -> None:
+        for name in ("reference_images", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"evaluation.{name} is {value}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: Path
+    """Run folder: configuration, log, checkpoints, samples, metrics and report."""
+    seed: int = 0
+    """Seed of everything random: data order, noise, clusters, samples."""
+    data: DataConfig
+    annotation: AnnotationConfig
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        decay = self.sampling.ema_decay
+        require(
+            decay is None or decay in self.training.ema_decays,
+            f"sampling.ema_decay {decay} is not tracked: choose one of training.ema_decays {self.training.ema_decays}",
+        )
+
+    @property
+    def network(self) -> UNetConfig:
+        """The network to build: image size and number of clusters follow the data and the annotation."""
+        return dataclasses.replace(
+            self.model, image_size=self.data.image_size, num_clusters=self.annotation.num_clusters or None
+        )
+
+    @property
+    def ema_decay(self) -> float:
+        """The average that draws samples."""
+        return self.training.ema_decays[0] if self.sampling.ema_decay is None else self.sampling.ema_decay
+
+    @property
+    def annotation_folder(self) -> Path:
+        return (
+            self.data.folder
+            / "annotations"
+            / f"{self.annotation.encoder.replace('/', '-')}-{self.annotation.num_clusters}"
+        )
+
+
+def to_plain(config: Any) -> Any:
+    """A dataclass as YAML and JSON can hold it: paths become text, tuples lists."""
+    if dataclasses.is_dataclass(config):
+        return {entry.name: to_plain(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def save_config(config: Config, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: Path) -> Config:
+    """Reads a config.yaml. ConfigError names a missing file, an unknown field with its nearest names, a wrong type."""
+    require(path.is_file(), f"{path} does not exist: give the config.yaml of a run folder")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    _refuse_unknown_fields(plain, Config, str(path), prefix="")
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(plain)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ConfigError(f"{path}: {where}: {first['msg']} (found {first['input']!r})") from error
+
+
+def _refuse_unknown_fields(plain: Any, schema: type, path: str, prefix: str) -> None:
+    require(isinstance(plain, dict), f"{path}: {prefix or 'the file'} must hold fields, found {plain!r}")
+    types = get_type_hints(schema)
+    for name, value in plain.items():
+        if name not in types:
+            nearest = difflib.get_close_matches(str(name), types, n=3, cutoff=0.4) or sorted(types)
+            raise ConfigError(f"{path}: unknown field {prefix}{name}; nearest: {', '.join(nearest)}")
+        if dataclasses.is_dataclass(types[name]):
+            _refuse_unknown_fields(value, types[name], path, prefix=f"{prefix}{name}.")

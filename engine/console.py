@@ -1,0 +1,121 @@
+"""Command lines: `sgdm <program> [recipe] [--field value ...]`, and the same for engine/<program>.py alone."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+import kernels
+from engine.config import Config, ConfigError, load_config, save_config
+from engine.recipes import RECIPES
+from engine.telemetry import say
+
+PROGRAMS = {
+    "prepare": "Images from a source into train.beton (FFCV), with a manifest.",
+    "annotate": "Features of the prepared images, without any label, and their clusters.",
+    "train": "Train the guided network. On several GPUs: deepspeed engine/train.py [recipe] [--field value ...]",
+    "sample": "Draw images with averaged weights at every guidance scale.",
+    "evaluate": "Compare the samples with real images; write metrics.json and report.html.",
+    "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
+}
+
+USAGE = """[recipe | --config FILE] [--field value ...]
+
+recipe         one of: {recipes} (default: quickstart)
+--config FILE  the config.yaml of an earlier run instead of a recipe"""
+
+
+def parse(program: str, arguments: list[str]) -> Config:
+    """The configuration that a command line asks for: a recipe or a config.yaml, then single fields.
+
+    Raises ConfigError for what is not a recipe; tyro itself refuses unknown options with the nearest names and exits.
+    """
+    # The DeepSpeed launcher adds --local_rank=N; the same number is in the environment.
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    default, rest = _starting_point(arguments)
+    for derived, ruler in (("image-size", "data.image-size"), ("num-clusters", "annotation.num-clusters")):
+        if any(argument.split("=")[0].replace("_", "-") == f"--model.{derived}" for argument in rest):
+            raise ConfigError(f"--model.{derived} follows --{ruler}: set that one")
+    return tyro.cli(
+        Config,
+        prog=f"sgdm {program}",
+        description=PROGRAMS[program] + "\n\n" + USAGE.format(recipes=", ".join(RECIPES)),
+        default=default,
+        args=rest,
+    )
+
+
+def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
+    if arguments and arguments[0].split("=")[0] == "--config":
+        _, _, value = arguments[0].partition("=")
+        rest = arguments[1:] if value else arguments[2:]
+        path = value or (arguments[1] if len(arguments) > 1 else "")
+        if not path:
+            raise ConfigError("--config needs a file: give the config.yaml of a run folder")
+        return load_config(Path(path)), rest
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments[0]
+        if name not in RECIPES:
+            nearest = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
+            raise ConfigError(f"there is no recipe {name}; nearest: {', '.join(nearest)}")
+        return RECIPES[name](), arguments[1:]
+    return RECIPES["quickstart"](), arguments
+
+
+def run_program(program: str, run: Callable[[Config], None], arguments: list[str] | None = None) -> None:
+    """Parses, stores the resolved configuration in the run folder, runs; a user's error ends in one clear line."""
+    try:
+        _refuse_foreign_packages()
+        config = parse(program, sys.argv[1:] if arguments is None else arguments)
+        if os.environ.get("RANK", "0") == "0":
+            save_config(config, config.run / "config.yaml")
+        run(config)
+    except KeyboardInterrupt:
+        say(f"{program}: interrupted; the same command goes on from the last whole point")
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        if os.environ.get("SGDM_TRACEBACK"):
+            raise
+        say(f"{program}: {error}\n(SGDM_TRACEBACK=1 shows where)")
+        raise SystemExit(2) from None
+
+
+def _refuse_foreign_packages() -> None:
+    """Other packages are called `kernels` and `engine` too; ours stand side by side."""
+    house = Path(__file__).resolve().parent.parent
+    found = Path(str(kernels.__file__)).resolve().parent
+    if found != house / "kernels":
+        raise ConfigError(
+            f"the package `kernels` is taken by {found}, ours is {house / 'kernels'}: "
+            "uninstall the other one or use an environment of its own, as `make quickstart` does"
+        )
+
+
+def main() -> None:
+    """The `sgdm` command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        say("usage: sgdm <program> [recipe] [--field value ...]\n")
+        for name, purpose in PROGRAMS.items():
+            say(f"  {name:9} {purpose}")
+        say("\n`sgdm <program> --help` lists every option with its default, unit and meaning.")
+        return
+    program, rest = arguments[0], arguments[1:]
+    if program not in PROGRAMS:
+        nearest = difflib.get_close_matches(program, PROGRAMS, n=3, cutoff=0.4) or list(PROGRAMS)
+        say(f"sgdm: there is no program {program}; nearest: {', '.join(nearest)}")
+        raise SystemExit(2)
+    if program == "info":
+        importlib.import_module("engine.info").main()
+        return
+    run_program(program, importlib.import_module(f"engine.{program}").run, rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What a run has left on disk, read and checked: the report's only way to files."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from engine import checkpoint
+from engine.config import Config, load_config
+from sgdm.files import read_json
+
+
+class EvidenceError(ValueError):
+    """A file of a run that cannot be what its stage wrote; the message names it and the way out."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The files of a run. A part that no stage has written yet is empty or None; formats: the stage that writes it."""
+
+    config: Config
+    data: dict[str, Any]
+    annotation: dict[str, Any]
+    clusters: np.ndarray | None
+    log: list[dict[str, float]]
+    stages: dict[str, dict[str, Any]]
+    metrics: dict[str, Any]
+    samples: dict[float, Path]
+    parameters: int | None
+
+
+def gather(run: Path, data: Path, annotation: Path) -> Evidence:
+    """Reads every file that is there. ValueError names the one that is damaged."""
+    config = load_config(run / "config.yaml")
+    return Evidence(
+        config=config,
+        data=_read_object(data / "train.json"),
+        annotation=_read_object(annotation / "manifest.json", required=("encoder", "num_clusters")),
+        clusters=_read_clusters(annotation / "clusters.npy"),
+        log=_read_log(run / "log.jsonl"),
+        stages=_read_stages(run / "stages.json"),
+        metrics=_read_metrics(run / "metrics.json"),
+        samples=_find_samples(run / "samples"),
+        parameters=_count_parameters(run, config),
+    )
+
+
+def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N,H,W,3] and cluster ids int64 [N] (-1 where there is no condition) of a file of samples."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            image, cluster = file["image"], file["cluster"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise _damaged(path, str(error), "sample") from error
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] != 3 or len(image) == 0:
+        raise _damaged(path, f"image is {image.dtype} {image.shape}, not uint8 [N,H,W,3]", "sample")
+    if cluster.shape != image.shape[:1] or cluster.dtype.kind != "i":
+        raise _damaged(path, f"cluster is {cluster.dtype} {cluster.shape} for {len(image)} images", "sample")
+    return image, cluster
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _damaged(path: Path, why: str, stage: str) -> EvidenceError:
+    return EvidenceError(f"{path} is damaged ({why}); delete it and run {stage} again")
+
+
+def _read_object(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise EvidenceError(f"{path} is damaged (no JSON object); delete it and run the stage that writes it again")
+    for key in required:
+        if key not in found:
+            raise EvidenceError(f"{path} has no {key}; delete it and run the stage that writes it again")
+    return found
+
+
+def _read_clusters(path: Path) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        clusters = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise _damaged(path, str(error), "annotate") from error
+    if clusters.ndim != 1 or clusters.dtype.kind != "i" or len(clusters) == 0 or clusters.min() < 0:
+        raise _damaged(path, f"{clusters.dtype} {clusters.shape}, not cluster ids [N] from 0 on", "annotate")
+    return np.asarray(clusters)
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of log.jsonl. A last line without its end is what a kill leaves, and is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if not line.endswith("\n"):
+                break
+            raise EvidenceError(f"{path}, line {number}, is not valid JSON ({error}); remove that line") from error
+        for key in ("images", "loss", "images_per_second"):
+            if not isinstance(row, dict) or not is_number(row.get(key)):
+                raise EvidenceError(f"{path}, line {number}, has no number {key}; remove that line")
+        rows.append(row)
+    return rows
+
+
+def _read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    stages = _read_object(path)
+    for name, row in stages.items():
+        for key in ("seconds", "peak_memory_gb"):
+            if not isinstance(row, dict) or not is_number(row.get(key)):
+                raise _damaged(path, f"stage {name} has no number {key}", name)
+    return stages
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    metrics = _read_object(path)
+    if not metrics:
+        return {}
+    reference = metrics.get("reference")
+    whole = (
+        isinstance(metrics.get("network"), str)
+        and is_number(metrics.get("samples"))
+        and isinstance(reference, dict)
+        and is_number(reference.get("images"))
+        and "split" in reference
+        and isinstance(metrics.get("results"), list)
+        and len(metrics["results"]) > 0
+    )
+    if not whole:
+        raise _damaged(path, "network, samples, reference or results are missing", "evaluate")
+    for number, row in enumerate(metrics["results"]):
+        for key in ("guidance_scale", "frechet_distance"):
+            if not isinstance(row, dict) or not is_number(row.get(key)):
+                raise _damaged(path, f"results[{number}] has no number {key}", "evaluate")
+    return metrics
+
+
+def _find_samples(folder: Path) -> dict[float, Path]:
+    """Guidance scale -> file of samples, from guidance-<w>.npz."""
+    found = {}
+    for path in sorted(folder.glob("guidance-*.npz")):
+        try:
+            found[float(path.stem.removeprefix("guidance-"))] = path
+        except ValueError as error:
+            raise EvidenceError(f"{path} is not named guidance-<number>.npz: rename or remove it") from error
+    return found
+
+
+def _count_parameters(run: Path, config: Config) -> int | None:
+    """Parameters of the network that drew the samples, from the head of its weight file."""
+    last = checkpoint.newest(run)
+    if last is None:
+        return None
+    path = checkpoint.average_folder(last, config.ema_decay) / "model.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise _damaged(path, str(error), "train") from error

@@ -1,0 +1,291 @@
+"""One page about a run, to look at rather than read: samples, clusters, metrics, curves, stages, configuration."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from engine import charts
+from engine.evidence import Evidence, gather, is_number, read_samples
+from sgdm.files import atomic_write
+
+RealImages = Callable[[np.ndarray], np.ndarray]
+"""Indices int64 [n] of training images, ascending and distinct -> their pixels, uint8 [n,H,W,3]."""
+
+GALLERY_CLUSTERS = 12
+GALLERY_COLUMNS = 7
+GRID_ROWS = 8
+
+METRICS = {  # key of metrics.json: heading, which way is better
+    "frechet_distance": ("Fréchet distance", "↓"),
+    "kernel_distance": ("Kernel distance", "↓"),
+    "inception_score": ("Inception-style score", "↑"),
+    "precision": ("Precision", "↑"),
+    "recall": ("Recall", "↑"),
+    "density": ("Density", "↑"),
+    "coverage": ("Coverage", "↑"),
+}
+SHARES = ("precision", "recall", "density", "coverage")
+
+
+def write_report(run: Path, data: Path, annotation: Path, versions: dict[str, str], real_images: RealImages) -> Path:
+    """Writes `run`/report.html, one file that loads nothing else, and returns its path.
+
+    data, annotation: folders of the prepared data set and of its annotation, which need not exist yet.
+    versions: package -> version, as printed at the end. real_images: reads training images by index.
+    Sections whose files are not there yet say so in a sentence; a damaged file is a ValueError with its path."""
+    evidence = gather(run, data, annotation)
+    best = best_result(evidence.metrics)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": _count, "duration": _duration, "value": _value, "scale": "{:g}".format}
+    page = environment.get_template("report_template.html").render(
+        name=run.resolve().name,
+        evidence=evidence,
+        config=evidence.config,
+        config_text=(run / "config.yaml").read_text(encoding="utf-8"),
+        versions=versions,
+        best=best,
+        throughput=statistics.median(row["images_per_second"] for row in evidence.log) if evidence.log else None,
+        metrics=metrics_section(evidence.metrics),
+        curves=curves_section(evidence.log),
+        stages=stages_section(evidence.stages),
+        cluster_report=cluster_section(evidence),
+        **pictures(evidence, best, real_images),
+    )
+    path = run / "report.html"
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def best_result(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The guided result nearest to the reference, with the unguided one where it was measured; {} without metrics."""
+    if not metrics:
+        return {}
+    results = metrics["results"]
+    guided = [row for row in results if row["guidance_scale"] > 0] or results
+    best = min(guided, key=lambda row: row["frechet_distance"])
+    unguided = next((row["frechet_distance"] for row in results if row["guidance_scale"] == 0), None)
+    return {
+        "guidance_scale": best["guidance_scale"],
+        "distance": best["frechet_distance"],
+        "unguided": unguided if best["guidance_scale"] > 0 else None,
+        "change": f"{100 * (best['frechet_distance'] / unguided - 1):+.0f} %".replace("-", "−") if unguided else "",
+        "provenance": provenance(metrics),
+    }
+
+
+def provenance(metrics: dict[str, Any]) -> str:
+    """What every number of the metrics depends on, to stand beside each of them."""
+    reference = metrics["reference"]
+    return (
+        f"{metrics['network']} features, {metrics['samples']:,} samples against "
+        f"{reference['images']:,} {reference['split']} images"
+    )
+
+
+def metrics_section(metrics: dict[str, Any]) -> dict[str, Any]:
+    if not metrics:
+        return {}
+    results = sorted(metrics["results"], key=lambda row: row["guidance_scale"])
+    real = metrics.get("real") or {}
+    scales = [row["guidance_scale"] for row in results]
+    columns = [key for key in METRICS if all(is_number(row.get(key)) for row in results)]
+    series = {key: [row[key] for row in results] for key in columns}
+    unguided: dict[str, float] = next((row for row in results if row["guidance_scale"] == 0), {})
+    figures = [
+        charts.guidance_chart(
+            f"{METRICS[key][0]} ({metrics['network']})", scales, series[key], unguided.get(key), real.get(key)
+        )
+        for key in columns
+        if key not in SHARES
+    ]
+    if any(key in columns for key in SHARES):
+        lines = {METRICS[key][0]: series[key] for key in SHARES if key in columns}
+        figures.append(charts.quality_chart(f"Fidelity and diversity ({metrics['network']})", scales, lines))
+    best = {key: (min if METRICS[key][1] == "↓" else max)(series[key]) for key in columns}
+    rows = [(f"w = {row['guidance_scale']:g}", row) for row in results]
+    if real:
+        rows.append(("real images", real))
+    table = [
+        (
+            name,
+            [
+                (_fixed(row.get(key), key, series[key]), row is not real and row.get(key) == best[key])
+                for key in columns
+            ],
+        )
+        for name, row in rows
+    ]
+    return {
+        "provenance": provenance(metrics),
+        "network": metrics["network"],
+        "figures": figures,
+        "headings": [METRICS[key] for key in columns],
+        "table": table,
+        "has_real": bool(real),
+    }
+
+
+def curves_section(log: list[dict[str, float]]) -> list[Any]:
+    if not log:
+        return []
+    images, loss, speed = (
+        np.array([row[key] for row in log], dtype=float) for key in ("images", "loss", "images_per_second")
+    )
+    return [
+        charts.curve_chart("Training loss", images, loss, log_scale=True),
+        charts.curve_chart("Throughput, images/s", images, speed, from_zero=True),
+    ]
+
+
+def stages_section(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Rows with the lengths of their bars, in percent of the longest."""
+    if not stages:
+        return {}
+    longest = max(row["seconds"] for row in stages.values()) or 1
+    largest = max(row["peak_memory_gb"] for row in stages.values()) or 1
+    rows = [
+        {
+            **row,
+            "name": name,
+            "time_share": 100 * row["seconds"] / longest,
+            "memory_share": 100 * row["peak_memory_gb"] / largest,
+            "speed": row["images"] / row["seconds"] if row.get("images") and row["seconds"] else None,
+        }
+        for name, row in stages.items()
+    ]
+    return {
+        "rows": rows,
+        "seconds": sum(row["seconds"] for row in stages.values()),
+        "peak_memory_gb": max(row["peak_memory_gb"] for row in stages.values()),
+        "finished": max(str(row.get("finished", "")) for row in stages.values()),
+        "device": any("peak_device_memory_gb" in row for row in stages.values()),
+    }
+
+
+def cluster_section(evidence: Evidence) -> dict[str, Any]:
+    if not evidence.annotation or evidence.clusters is None:
+        return {}
+    manifest = evidence.annotation
+    sizes = np.bincount(evidence.clusters, minlength=manifest["num_clusters"])
+    report, parameters = manifest.get("report") or {}, manifest.get("parameters") or {}
+    notes = [str(part[key]) for part in (manifest, report, parameters) for key in ("note", "notes") if part.get(key)]
+    return {
+        "figure": charts.size_histogram("Cluster sizes", sizes),
+        "sizes": {
+            "smallest": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "largest": int(sizes.max()),
+            "empty": int((sizes == 0).sum()),
+        },
+        "labels": {
+            heading: report[key]
+            for key, heading in (("purity", "Purity"), ("nmi", "Normalised mutual information"))
+            if is_number(report.get(key))
+        },
+        "making": {key: _plain(value) for key, value in parameters.items() if key not in ("note", "notes")},
+        "notes": notes,
+    }
+
+
+def pictures(evidence: Evidence, best: dict[str, Any], real_images: RealImages) -> dict[str, Any]:
+    """Sheets of samples, a guidance scale each, beside real images; and clusters, real beside generated."""
+    scales = sorted(evidence.samples)
+    columns = min(8, max(3, 16 // (len(scales) + 1)))
+    shown = GRID_ROWS * columns
+    gallery_scale = _gallery_scale(scales, best)
+    panels, ids, gallery = [], [], {}
+    for scale in scales:
+        image, cluster = read_samples(evidence.samples[scale])
+        panels.append({"scale": scale, "sheet": charts.sheet(image[:shown], columns)})
+        ids.append(cluster[:shown])
+        if scale == gallery_scale and evidence.clusters is not None:
+            gallery = {"scale": scale, "rows": _gallery(image, cluster, evidence.clusters, real_images)}
+    if panels and evidence.data.get("count"):
+        spread = np.unique(np.linspace(0, evidence.data["count"] - 1, shown).astype(np.int64))
+        panels.append({"scale": None, "sheet": charts.sheet(real_images(spread), columns)})
+    comparable = len(scales) > 1 and all(np.array_equal(ids[0], other) for other in ids)
+    return {"panels": panels, "gallery": gallery, "comparable": comparable}
+
+
+def _gallery_scale(scales: list[float], best: dict[str, Any]) -> float | None:
+    """The best guided scale by the metrics; without metrics the second guided one, which is usually w = 2."""
+    guided = [scale for scale in scales if scale > 0]
+    if best.get("guidance_scale") in guided:
+        return float(best["guidance_scale"])
+    return guided[min(1, len(guided) - 1)] if guided else None
+
+
+def _gallery(
+    image: np.ndarray, cluster: np.ndarray, clusters: np.ndarray, real_images: RealImages
+) -> list[dict[str, Any]]:
+    """Clusters from the largest to the smallest, chosen evenly among those with a full row of samples."""
+    sizes = np.bincount(clusters)
+    sampled = np.bincount(cluster[(cluster >= 0) & (cluster < len(sizes))], minlength=len(sizes))
+    shown = np.flatnonzero(sizes * sampled)
+    by_samples = shown[np.argsort(-sampled[shown], kind="stable")]
+    full = int((sampled[shown] >= GALLERY_COLUMNS).sum())
+    candidates = by_samples[: max(full, GALLERY_CLUSTERS)]
+    candidates = candidates[np.argsort(-sizes[candidates], kind="stable")]
+    even = np.linspace(0, len(candidates) - 1, min(GALLERY_CLUSTERS, len(candidates))).astype(int)
+    rows = []
+    for identity in candidates[even]:
+        members = np.flatnonzero(clusters == identity)
+        spread = np.unique(np.linspace(0, len(members) - 1, GALLERY_COLUMNS).astype(np.int64))
+        made = image[np.flatnonzero(cluster == identity)[:GALLERY_COLUMNS]]
+        rows.append(
+            {
+                "cluster": int(identity),
+                "size": len(members),
+                "real": charts.sheet(real_images(members[spread]), GALLERY_COLUMNS),
+                "made": charts.sheet(made, GALLERY_COLUMNS),
+            }
+        )
+    return rows
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _value(value: float) -> str:
+    return f"{value:.4g}" if is_number(value) else "–"
+
+
+def _fixed(value: Any, key: str, column: list[float]) -> str:
+    """A number with as many decimals as its column's largest needs for four digits, so that they align."""
+    if not is_number(value):
+        return "–"
+    largest = 1 if key in SHARES else max(abs(other) for other in column) or 1
+    return f"{value:.{min(6, max(0, 3 - math.floor(math.log10(largest))))}f}"
+
+
+def _duration(seconds: float) -> str:
+    """12.3 s, 4 min 5 s, 2 h 7 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(entry) for entry in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,176 @@
+"""Draw images with averaged weights at every guidance scale: samples/guidance-<w>.npz in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from sgdm.annotate.store import load_annotation
+from torch import Tensor
+
+from engine import checkpoint, distributed, telemetry
+from engine.config import Config, to_plain
+from engine.console import run_program
+from engine.distributed import Ranks
+from sgdm.conditions import Condition
+from sgdm.data.beton import check_beton
+from sgdm.diffusion.denoiser import Denoiser
+from sgdm.diffusion.guidance import GuidedDenoiser
+from sgdm.diffusion.noise import NoiseSource
+from sgdm.diffusion.objective import make_objective
+from sgdm.diffusion.samplers import sample
+from sgdm.files import atomic_write, fingerprint, sha256_file
+from sgdm.models.unet import UNet
+from sgdm.progress import Advance
+
+
+def sample_file(config: Config, guidance_scale: float) -> Path:
+    return config.run / "samples" / f"guidance-{guidance_scale:g}.npz"
+
+
+def sample_key(config: Config, weights: Path, guidance_scale: float, frequencies: NDArray[np.float64] | None) -> str:
+    """Everything that decides the images of one guidance scale, in one digest."""
+    sampling = to_plain(config.sampling)
+    del sampling["guidance_scales"], sampling["batch_size"]
+    ids = None if frequencies is None else frequencies.tolist()
+    return fingerprint(
+        sha256_file(weights / "model.safetensors"),
+        to_plain(config.diffusion),
+        sampling,
+        config.seed,
+        guidance_scale,
+        ids,
+    )
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a file of samples exists and was drawn by this key."""
+    if not path.is_file():
+        return False
+    with np.load(path, allow_pickle=False) as file:
+        return str(file["key"]) == key
+
+
+def expected_samples(config: Config) -> dict[float, tuple[Path, str]]:
+    """For every guidance scale of the configuration its file and its key; ValueError where there is no checkpoint."""
+    weights = load_weights_folder(config)
+    frequencies = cluster_frequencies(config)
+    scales = config.sampling.guidance_scales if frequencies is not None else (0.0,)
+    return {scale: (sample_file(config, scale), sample_key(config, weights, scale, frequencies)) for scale in scales}
+
+
+def load_weights_folder(config: Config) -> Path:
+    """Where the averaged weights of the newest checkpoint lie."""
+    last = checkpoint.newest(config.run)
+    if last is None:
+        raise ValueError(f"{config.run} has no checkpoint: run train first")
+    return checkpoint.average_folder(last, config.ema_decay)
+
+
+def cluster_frequencies(config: Config) -> NDArray[np.float64] | None:
+    """Each cluster's share of the training images, [K]; None where the network is unconditional."""
+    if not config.annotation.num_clusters:
+        return None
+    manifest = check_beton(config.data.folder / "train.beton")
+    return load_annotation(config.annotation_folder, manifest.digest).frequencies
+
+
+def run(config: Config) -> None:
+    missing = {scale: file for scale, file in expected_samples(config).items() if not is_whole(*file)}
+    ranks = distributed.initialize()
+    if not missing:
+        if ranks.first:
+            telemetry.skip("sample", config.run / "samples")
+        return
+    images = config.sampling.images
+    frequencies = cluster_frequencies(config)
+    ids = None if frequencies is None else draw_clusters(frequencies, images, config.seed)
+    with telemetry.stage(config.run, "sample", visible=ranks.first) as record:
+        denoiser = load_denoiser(config, ranks)
+        total = images * len(missing)
+        with telemetry.progress("sample", total, visible=ranks.first) as advance:
+            for scale, (path, key) in missing.items():
+                pixels = draw(config, denoiser, scale, ids, ranks, advance)
+                if ranks.first:
+                    with atomic_write(path) as temporary:
+                        cluster = np.full(images, -1) if ids is None else ids
+                        np.savez(temporary, image=pixels, cluster=cluster, key=np.array(key))
+        record.images, record.result = total, str(config.run / "samples")
+
+
+def draw_clusters(frequencies: NDArray[np.float64], images: int, seed: int) -> NDArray[np.int64]:
+    """Cluster ids [images] drawn by the clusters' share of the training images; id n depends on (seed, n) alone."""
+    uniform = np.random.Generator(np.random.Philox(key=seed)).random(images)
+    ids = np.searchsorted(np.cumsum(frequencies), uniform * frequencies.sum(), side="right")
+    return np.minimum(ids, len(frequencies) - 1)
+
+
+def load_denoiser(config: Config, ranks: Ranks) -> Denoiser:
+    network = UNet.from_pretrained(load_weights_folder(config), expected=config.network).to(ranks.device).eval()
+    precision = config.training.precision
+    bf16 = precision == "bf16" or (precision == "auto" and distributed.fast_bf16(ranks.device))
+
+    def forward(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+            return network(x, time, condition)
+
+    call: Callable[..., Tensor] = torch.compile(forward, dynamic=False) if config.training.compile else forward
+    objective = make_objective(
+        config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma
+    ).to(ranks.device)
+    return objective.denoiser(call)
+
+
+@torch.inference_mode()
+def draw(
+    config: Config,
+    denoiser: Denoiser,
+    scale: float,
+    ids: NDArray[np.int64] | None,
+    ranks: Ranks,
+    advance: Advance,
+) -> NDArray[np.uint8]:
+    """Images uint8 [images, H, W, 3] at one guidance scale; image n is the same for any batch and any processes."""
+    sampling = config.sampling
+    if ids is not None:
+        denoiser = GuidedDenoiser(denoiser, scale, sampling.guidance_interval, config.annotation.num_clusters)
+    # A guided pass holds conditional and null images: half the images keep the compiled shape.
+    batch_size = sampling.batch_size if scale in (0.0, 1.0) else max(1, sampling.batch_size // 2)
+    own = np.arange(ranks.rank, sampling.images, ranks.world_size)
+    share = -(-sampling.images // ranks.world_size)
+    pixels = torch.zeros(share, config.data.image_size, config.data.image_size, 3, dtype=torch.uint8)
+    for start in range(0, len(own), batch_size):
+        numbers = own[start : start + batch_size]
+        padded = np.resize(numbers, batch_size)  # a full last batch, so that nothing is compiled anew
+        noise = NoiseSource(
+            config.seed, padded.tolist(), (3, config.data.image_size, config.data.image_size), ranks.device
+        )
+        condition = None
+        if ids is not None:
+            condition = Condition(cluster=torch.from_numpy(ids[padded]).to(ranks.device))
+        x = sample(denoiser, condition, noise, sampler=sampling.sampler, steps=sampling.steps, eta=sampling.eta)
+        quantised = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels[start : start + len(numbers)] = quantised[: len(numbers)].permute(0, 2, 3, 1).cpu()
+        advance(len(numbers) * ranks.world_size)
+    return gather(pixels, ranks)[: sampling.images].numpy()
+
+
+def gather(part: Tensor, ranks: Ranks) -> Tensor:
+    """The parts [n, ...] of all processes, interleaved: row i of process r is row i * world_size + r."""
+    if ranks.world_size == 1:
+        return part
+    parts = [torch.empty_like(part, device=ranks.device) for _ in range(ranks.world_size)]
+    torch.distributed.all_gather(parts, part.to(ranks.device))
+    return torch.stack(parts, dim=1).flatten(0, 1).cpu()
+
+
+def main() -> None:
+    run_program("sample", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The UNet: from a noisy image, a time and a condition to a prediction of the same shape."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kernels.attention import Backend
+from sgdm.conditions import Condition
+from sgdm.models.config import UNetConfig
+from sgdm.models.embedding import Embedder, Guide
+from sgdm.models.layers import (
+    ContextAttention,
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    convolution,
+    zeroed,
+)
+from sgdm.models.pretrained import Pretrained
+
+
+class UNet(Pretrained):
+    """The network of Self-Guided Diffusion Models (arXiv 2210.06462) and, by configuration, the ADM family.
+
+    network(x, time, condition): x float [B, in_channels, H, W], time float32 [B] in units of the sinusoidal
+    embedding, condition as the configuration says, None for a network without one. Returns
+    [B, out_channels, H, W] in the dtype of x and channels_last memory; zeros before any training.
+    x is cast to the dtype of the weights, so weights in bfloat16 and torch.autocast both work.
+    Static shapes and no synchronisation with the host: compiles as one graph. ValueError where an argument
+    does not fit the configuration; cluster ids are not checked, since that would wait for the device.
+    """
+
+    def __init__(self, config: UNetConfig, attention_backend: Backend = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.attention_backend = attention_backend
+        self.embedder = Embedder(config)
+        self.input = convolution(config.in_channels + config.mask_channels, config.channels)
+        self.encoder, skip_widths = self._build_encoder()
+        innermost = config.widths[-1]
+        self.middle = Stage(
+            self._residual(innermost, innermost),
+            self._attention(innermost),
+            self._residual(innermost, innermost),
+        )
+        self.decoder = self._build_decoder(skip_widths)
+        self.output_norm = GroupNorm(config.widths[0])
+        self.output = zeroed(convolution(config.widths[0], config.out_channels))
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
+        self._check(x, time, condition)
+        dtype = x.dtype
+        if condition is not None and condition.mask is not None:
+            x = torch.cat((x, condition.mask.to(x.dtype)), dim=1)
+        x = x.to(self.input.weight.dtype, memory_format=torch.channels_last)
+        guide = self.embedder(time, condition)
+
+        x = self.input(x)
+        skips = [x]
+        for stage in self.encoder:
+            x = stage(x, guide)
+            skips.append(x)
+        x = self.middle(x, guide)
+        for stage in self.decoder:
+            x = stage(torch.cat((x, skips.pop()), dim=1), guide)
+        return self.output(self.output_norm(x)).to(dtype)
+
+    def _build_encoder(self) -> tuple[nn.ModuleList, list[int]]:
+        """The stages on the way down, and the channels of every skip connection, the input's first."""
+        config = self.config
+        stages, width = nn.ModuleList(), config.channels
+        skip_widths = [width]
+        for level, level_width in enumerate(config.widths):
+            for _ in range(config.residual_blocks):
+                stages.append(Stage(self._residual(width, level_width), *self._attention_at(level)))
+                width = level_width
+                skip_widths.append(width)
+            if level < len(config.widths) - 1:
+                stages.append(Stage(self._downsample(width)))
+                skip_widths.append(width)
+        return stages, skip_widths
+
+    def _build_decoder(self, skip_widths: list[int]) -> nn.ModuleList:
+        """The stages on the way up. Each takes one skip connection, the last made first."""
+        config = self.config
+        stages, width = nn.ModuleList(), config.widths[-1]
+        skips = iter(reversed(skip_widths))
+        for level, level_width in reversed(list(enumerate(config.widths))):
+            for block in range(config.residual_blocks + 1):
+                layers = [self._residual(width + next(skips), level_width), *self._attention_at(level)]
+                if level > 0 and block == config.residual_blocks:
+                    layers.append(self._upsample(level_width))
+                stages.append(Stage(*layers))
+                width = level_width
+        return stages
+
+    def _residual(
+        self, in_channels: int, out_channels: int, resample: Literal["halve", "double"] | None = None
+    ) -> ResidualBlock:
+        config = self.config
+        return ResidualBlock(
+            in_channels, out_channels, self.embedder.width, config.dropout, config.scale_shift, resample
+        )
+
+    def _attention(self, width: int) -> SelfAttention | ContextAttention:
+        config = self.config
+        if config.context_tokens:
+            return ContextAttention(width, config.heads_of(width), config.context_channels, self.attention_backend)
+        return SelfAttention(width, config.heads_of(width), self.attention_backend)
+
+    def _attention_at(self, level: int) -> list[nn.Module]:
+        if self.config.downsamples[level] not in self.config.attention_downsamples:
+            return []
+        return [self._attention(self.config.widths[level])]
+
+    def _downsample(self, width: int) -> nn.Module:
+        return self._residual(width, width, "halve") if self.config.resample_in_block else Downsample(width)
+
+    def _upsample(self, width: int) -> nn.Module:
+        return self._residual(width, width, "double") if self.config.resample_in_block else Upsample(width)
+
+    def _check(self, x: Tensor, time: Tensor, condition: Condition | None) -> None:
+        config = self.config
+        B, size = x.shape[0], config.image_size
+        _check_shape("x", x, (B, config.in_channels, size, size))
+        _check_shape("time", time, (B,))
+        parts = condition if condition is not None else Condition()
+        for name, part, shape, guided in (
+            ("cluster", parts.cluster, (B,), config.num_clusters is not None),
+            ("attributes", parts.attributes, (B, config.num_attributes), config.num_attributes > 0),
+            ("mask", parts.mask, (B, config.mask_channels, size, size), config.mask_channels > 0),
+        ):
+            if guided and part is None:
+                raise ValueError(f"this network is guided by {name}; give it a Condition with {name}")
+            if part is not None and not guided:
+                raise ValueError(f"this network is not guided by {name}; give it a Condition without {name}")
+            if part is not None:
+                _check_shape(f"condition.{name}", part, shape)
+
+
+class Stage(nn.Module):
+    """Layers of one resolution that run one after the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, guide: Guide) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, guide)
+        return x
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; this network takes {list(shape)}")
