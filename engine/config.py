@@ -7,9 +7,10 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pydantic
+import tyro
 import yaml
 
 from sgdm.files import atomic_write
@@ -33,7 +34,7 @@ class DataConfig:
     """Folder for the prepared data set: train.beton, val.beton, their manifests and annotations/."""
     image_size: int = 32
     """Side of the stored images in pixels: centre crop to a square, then antialiased resize."""
-    strict: bool = False
+    strict: Annotated[bool, tyro.conf.arg(aliases=("--strict",))] = False
     """Stop at the first unreadable image instead of listing it in <split>.unreadable.txt and leaving it out."""
 
     def __post_init__(self) -> None:

@@ -6,9 +6,13 @@ import os
 import socket
 from dataclasses import dataclass
 
-import deepspeed
 import torch
 import torch.distributed
+
+# Said here, DeepSpeed neither searches for an accelerator nor warns that it found none.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine import checkpoint
 from engine.config import Config, load_config
+from sgdm.annotate.store import MANIFEST, Annotation, load_annotation
 from sgdm.files import read_json
 
 
@@ -27,8 +28,7 @@ class Evidence:
 
     config: Config
     data: dict[str, Any]
-    annotation: dict[str, Any]
-    clusters: np.ndarray | None
+    annotation: Annotation | None
     log: list[dict[str, float]]
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
@@ -39,11 +39,11 @@ class Evidence:
 def gather(run: Path, data: Path, annotation: Path) -> Evidence:
     """Reads every file that is there. ValueError names the one that is damaged."""
     config = load_config(run / "config.yaml")
+    manifest = _read_object(data / "train.json", required=("count", "digest"))
     return Evidence(
         config=config,
-        data=_read_object(data / "train.json"),
-        annotation=_read_object(annotation / "manifest.json", required=("encoder", "num_clusters")),
-        clusters=_read_clusters(annotation / "clusters.npy"),
+        data=manifest,
+        annotation=_read_annotation(annotation, manifest),
         log=_read_log(run / "log.jsonl"),
         stages=_read_stages(run / "stages.json"),
         metrics=_read_metrics(run / "metrics.json"),
@@ -86,16 +86,10 @@ def _read_object(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
     return found
 
 
-def _read_clusters(path: Path) -> np.ndarray | None:
-    if not path.exists():
+def _read_annotation(folder: Path, data: dict[str, Any]) -> Annotation | None:
+    if not data or not (folder / MANIFEST).exists():
         return None
-    try:
-        clusters = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise _damaged(path, str(error), "annotate") from error
-    if clusters.ndim != 1 or clusters.dtype.kind != "i" or len(clusters) == 0 or clusters.min() < 0:
-        raise _damaged(path, f"{clusters.dtype} {clusters.shape}, not cluster ids [N] from 0 on", "annotate")
-    return np.asarray(clusters)
+    return load_annotation(folder, data["digest"])
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:

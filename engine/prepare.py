@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engine import telemetry
 from engine.config import Config
 from engine.console import run_program
-from sgdm.data.beton import is_prepared, unreadable_path, write_beton
+from sgdm.data.beton import is_prepared, read_manifest, unreadable_path, write_beton
 from sgdm.data.sources import MissingSplit, Source, Split, open_source
 
 
@@ -19,7 +21,7 @@ def run(config: Config) -> None:
     missing = {
         split: source
         for split, source in sources.items()
-        if not is_prepared(source, data.folder / f"{split}.beton", data.image_size, split=split)
+        if not is_current(source, data.folder / f"{split}.beton", config, split)
     }
     if not missing:
         telemetry.skip("prepare", data.folder)
@@ -28,9 +30,7 @@ def run(config: Config) -> None:
     with telemetry.stage(config.run, "prepare") as record, telemetry.progress("prepare", total) as advance:
         for split, source in missing.items():
             path = data.folder / f"{split}.beton"
-            manifest = write_beton(
-                source, path, data.image_size, split=split, strict=data.strict, advance=advance
-            )
+            manifest = write_beton(source, path, data.image_size, split=split, strict=data.strict, advance=advance)
             record.images += manifest.count
             if manifest.unreadable:
                 telemetry.say(
@@ -38,6 +38,13 @@ def run(config: Config) -> None:
                     f"left out, listed in {unreadable_path(path)}"
                 )
         record.result = str(data.folder)
+
+
+def is_current(source: Source, path: Path, config: Config, split: Split) -> bool:
+    """Whether the stage would write what is there; a set with images left out is none for --strict."""
+    return is_prepared(source, path, config.data.image_size, split=split) and not (
+        config.data.strict and read_manifest(path).unreadable
+    )
 
 
 def main() -> None:

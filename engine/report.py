@@ -177,12 +177,10 @@ def stages_section(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def cluster_section(evidence: Evidence) -> dict[str, Any]:
-    if not evidence.annotation or evidence.clusters is None:
+    if evidence.annotation is None:
         return {}
-    manifest = evidence.annotation
-    sizes = np.bincount(evidence.clusters, minlength=manifest["num_clusters"])
-    report, parameters = manifest.get("report") or {}, manifest.get("parameters") or {}
-    notes = [str(part[key]) for part in (manifest, report, parameters) for key in ("note", "notes") if part.get(key)]
+    manifest = evidence.annotation.manifest
+    sizes = np.bincount(evidence.annotation.clusters, minlength=manifest.num_clusters)
     return {
         "figure": charts.size_histogram("Cluster sizes", sizes),
         "sizes": {
@@ -192,12 +190,12 @@ def cluster_section(evidence: Evidence) -> dict[str, Any]:
             "empty": int((sizes == 0).sum()),
         },
         "labels": {
-            heading: report[key]
+            heading: manifest.report[key]
             for key, heading in (("purity", "Purity"), ("nmi", "Normalised mutual information"))
-            if is_number(report.get(key))
+            if is_number(manifest.report.get(key))
         },
-        "making": {key: _plain(value) for key, value in parameters.items() if key not in ("note", "notes")},
-        "notes": notes,
+        "note": manifest.parameters.get("note", ""),
+        "making": {key: _plain(value) for key, value in manifest.parameters.items() if key not in ("note", "key")},
     }
 
 
@@ -212,8 +210,8 @@ def pictures(evidence: Evidence, best: dict[str, Any], real_images: RealImages) 
         image, cluster = read_samples(evidence.samples[scale])
         panels.append({"scale": scale, "sheet": charts.sheet(image[:shown], columns)})
         ids.append(cluster[:shown])
-        if scale == gallery_scale and evidence.clusters is not None:
-            gallery = {"scale": scale, "rows": _gallery(image, cluster, evidence.clusters, real_images)}
+        if scale == gallery_scale and evidence.annotation is not None:
+            gallery = {"scale": scale, "rows": _gallery(image, cluster, evidence.annotation.clusters, real_images)}
     if panels and evidence.data.get("count"):
         spread = np.unique(np.linspace(0, evidence.data["count"] - 1, shown).astype(np.int64))
         panels.append({"scale": None, "sheet": charts.sheet(real_images(spread), columns)})
@@ -288,4 +286,6 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     if isinstance(value, list):
         return ", ".join(_plain(entry) for entry in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if is_number(value) else str(value)

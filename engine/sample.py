@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.distributed
 from numpy.typing import NDArray
-from sgdm.annotate.store import load_annotation
 from torch import Tensor
 
 from engine import checkpoint, distributed, telemetry
 from engine.config import Config, to_plain
 from engine.console import run_program
 from engine.distributed import Ranks
+from sgdm.annotate.store import load_annotation
 from sgdm.conditions import Condition
 from sgdm.data.beton import check_beton
 from sgdm.diffusion.denoiser import Denoiser

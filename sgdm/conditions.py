@@ -41,9 +41,7 @@ class Condition(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Condition:
         """The same condition on another device."""
-        return Condition(
-            *(None if part is None else part.to(device, non_blocking=non_blocking) for part in self)
-        )
+        return Condition(*(None if part is None else part.to(device, non_blocking=non_blocking) for part in self))
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:
@@ -52,8 +50,7 @@ def concatenate(first: Condition, second: Condition) -> Condition:
     for name, a, b in zip(Condition._fields, first, second, strict=True):
         if (a is None) != (b is None):
             raise ValueError(
-                f"only one of the two conditions has the part {name!r}; "
-                "both need the same parts to be concatenated"
+                f"only one of the two conditions has the part {name!r}; both need the same parts to be concatenated"
             )
         parts.append(None if a is None or b is None else torch.cat((a, b)))
     return Condition(*parts)

@@ -15,7 +15,7 @@ from typing import Any
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success and removes it on any error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.name}.partial{path.suffix}")  # what a kill leaves is overwritten next time
     try:
         yield temporary
         with temporary.open("rb") as written:

@@ -57,7 +57,7 @@ def fit_clusters(
         block = _normalised(features, np.arange(start, min(start + BLOCK, count)))
         ids[start : start + BLOCK] = kmeans.index.search(block, 1)[1][:, 0]
         advance(len(block))
-    return Clusters(ids, kmeans.centroids.copy(), len(sample), float(objective))
+    return Clusters(ids, np.array(kmeans.centroids, np.float32), len(sample), float(objective))
 
 
 def frequencies(ids: np.ndarray, num_clusters: int) -> np.ndarray:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import timm
 import torch
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sgdm.files import atomic_write, sha256_file
@@ -34,14 +34,14 @@ class Encoder(Protocol):
         ...
 
 
-class WeightsUnavailable(ValueError):
+class WeightsUnavailable(ValueError):  # noqa: N818 - it says what is so, like StopIteration
     """The weights of a backbone are neither on this machine nor to be had from the hub."""
 
 
 class TimmEncoder:
     """A timm backbone: its pooled feature (the class token of DINO), at its own input size, mean and deviation."""
 
-    def __init__(self, name: str, network: nn.Module, digest: str, device: torch.device) -> None:
+    def __init__(self, name: str, network: Any, digest: str, device: torch.device) -> None:
         self.name = name
         self.digest = digest
         self.network = network.eval().requires_grad_(False).to(device)
@@ -58,7 +58,8 @@ class TimmEncoder:
         # The whole small image is enlarged, without a crop: what is at its border counts too.
         pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True).clamp(0, 1)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            return self.network((pixels - self._mean) / self._deviation).float()
+            features: Tensor = self.network((pixels - self._mean) / self._deviation)
+        return features.float()
 
 
 def load_backbone(name: str, weights: Path | None, device: torch.device) -> TimmEncoder:
@@ -75,10 +76,11 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Timm
         raise WeightsUnavailable(f"there is no weight file {path} for the backbone {name}; check the path")
     try:
         # With the checkpoint's own number of classes timm is strict about every tensor; a head goes afterwards.
-        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        network: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path} does not fit the backbone {name}: {error}. Give the file of just this timm model"
+            f"{path} does not fit the backbone {name}: {reason} Give the file of just this timm model"
         ) from error
     network.reset_classifier(0)
     return TimmEncoder(name, network, sha256_file(path), device)

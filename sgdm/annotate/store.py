@@ -1,9 +1,9 @@
 """An annotation set on disk: features, clusters and centroids of one prepared data set, whole or absent.
 
-    manifest.json    AnnotationManifest, written last: without it there is no annotation set
-    features.npy     float16 [N, D]
-    clusters.npy     int32 [N]
-    centroids.npy    float32 [K, D]
+manifest.json    AnnotationManifest, written last: without it there is no annotation set
+features.npy     float16 [N, D]
+clusters.npy     int32 [N]
+centroids.npy    float32 [K, D]
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def load_annotation(folder: Path, data_digest: str) -> Annotation:
             f"{folder} is damaged: {len(clusters)} cluster ids of {len(features)} features, {len(centroids)} "
             f"centroids of {manifest.num_clusters}. Annotate again"
         )
-    if len(clusters) and not (0 <= clusters.min() and clusters.max() < manifest.num_clusters):
+    if len(clusters) and not (clusters.min() >= 0 and clusters.max() < manifest.num_clusters):
         raise AnnotationError(
             f"{folder / CLUSTERS} is damaged: ids lie outside of 0 to {manifest.num_clusters - 1}. Annotate again"
         )

@@ -102,7 +102,11 @@ class Loader:
 
     def once(self) -> Iterator[Batch]:
         """All images of the file in its order, each once, whatever the rank; the last batch may be short."""
-        return self._batches(np.arange(len(self)))
+        return self.select(np.arange(len(self)))
+
+    def select(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The images of `rows` (int64 [n], 0 .. N-1), in this order, whatever the rank; the last batch may be short."""
+        return self._batches(rows)
 
     def _train(self, step: int, batches_an_epoch: int) -> Iterator[Batch]:
         epochs_a_stretch = max(1, IMAGES_A_STRETCH // len(self))

@@ -29,6 +29,10 @@ class UnreadableImage(ValueError):  # noqa: N818 - a fact about a file, and not 
     """An image file that cannot be decoded. The message names the file and the reason."""
 
 
+class MissingSplit(ValueError):  # noqa: N818 - a fact about a source, and not an error where a split is optional
+    """A source has no images for the split that was asked for."""
+
+
 class Sample(NamedTuple):
     image: np.ndarray  # uint8 [H, W, 3], RGB, of the size it has in the source
     label: int  # -1 where there is none; used for comparison only, never for training
@@ -115,7 +119,7 @@ def _split_folder(root: Path, split: Split) -> Path:
         return root / split
     if not has_splits and split == "train":
         return root
-    raise ValueError(f"{root} has no {split} split: put the images into {root / 'train'} and {root / 'val'}")
+    raise MissingSplit(f"{root} has no {split} split: put the images into {root / 'train'} and {root / 'val'}")
 
 
 def _image_paths(folder: str, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -7,11 +7,11 @@ import numpy as np
 ROUNDING = 1e-9  # of the two traces: what float64 may leave of a distance of zero
 
 
-class UnusableFeatures(ValueError):
+class FeaturesError(ValueError):
     """Features from which no distance can be computed."""
 
 
-class NumericalFault(ValueError):
+class NumericalError(ValueError):
     """A result that mathematics excludes: the linear algebra under NumPy is at fault."""
 
 
@@ -58,9 +58,9 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance [D, D]; UnusableFeatures for fewer than two images."""
+        """Unbiased covariance [D, D]; FeaturesError for fewer than two images."""
         if self.count < 2:
-            raise UnusableFeatures(f"a covariance needs at least 2 images, there are {self.count}")
+            raise FeaturesError(f"a covariance needs at least 2 images, there are {self.count}")
         return self.scatter / (self.count - 1)
 
 
@@ -74,13 +74,13 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """
     first_covariance, second_covariance = first.covariance, second.covariance
     if first.mean.size != second.mean.size:
-        raise UnusableFeatures(f"features of {first.mean.size} and of {second.mean.size} dimensions have no distance")
+        raise FeaturesError(f"features of {first.mean.size} and of {second.mean.size} dimensions have no distance")
     difference = first.mean - second.mean
     traces = np.trace(first_covariance) + np.trace(second_covariance)
     common = np.linalg.svd(_factor(first_covariance).T @ _factor(second_covariance), compute_uv=False).sum()
     distance = float(difference @ difference + traces - 2 * common)
     if not distance >= -ROUNDING * traces:  # also true for NaN
-        raise NumericalFault(f"Fréchet distance {distance} of covariances with traces {traces}; it cannot be negative")
+        raise NumericalError(f"Fréchet distance {distance} of covariances with traces {traces}; it cannot be negative")
     return max(distance, 0.0)
 
 
@@ -95,7 +95,7 @@ def kernel_distance(
     _check(first, second.shape[1])
     _check(second, first.shape[1])
     if not 2 <= subset_size <= min(len(first), len(second)):
-        raise UnusableFeatures(
+        raise FeaturesError(
             f"subsets of {subset_size} images cannot be drawn from {len(first)} and {len(second)}; "
             "choose a subset size from 2 to the smaller number"
         )
@@ -112,10 +112,10 @@ def kernel_distance(
 
 def _check(features: np.ndarray, dimension: int) -> None:
     if features.ndim != 2 or features.shape[1] != dimension:
-        raise UnusableFeatures(f"features are of shape {features.shape}, where [N, {dimension}] was expected")
+        raise FeaturesError(f"features are of shape {features.shape}, where [N, {dimension}] was expected")
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
-        raise UnusableFeatures(f"features of {bad} of {len(features)} images are NaN or infinite; look at these images")
+        raise FeaturesError(f"features of {bad} of {len(features)} images are NaN or infinite; look at these images")
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
@@ -34,10 +33,11 @@ from sgdm.progress import Advance, ignore
 
 INCEPTION_FILE = "inception-2015-12-05.pt"  # the name under which clean-fid's InceptionV3W looks in a folder
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+CLEAN_FID_FOLDER = Path("/tmp")  # where clean-fid downloads to
 DOWNLOAD_TIMEOUT = 10.0  # seconds without a byte before a download counts as impossible
 
 
-class WeightsUnavailable(ValueError):
+class WeightsUnavailable(ValueError):  # noqa: N818 - says what is so, as its fellow in sgdm.annotate does
     """The weights of a network are neither here nor to be had; the message names the ways out."""
 
 
@@ -160,8 +160,8 @@ def _own_cache() -> Path:
 
 
 def _cached_inception() -> Path | None:
-    """The file where an earlier call, or clean-fid itself (in the temporary folder), has left it."""
-    candidates = (_own_cache(), Path(tempfile.gettempdir()) / INCEPTION_FILE)
+    """The file where an earlier call, or clean-fid itself, has left it."""
+    candidates = (_own_cache(), CLEAN_FID_FOLDER / INCEPTION_FILE)
     return next((path for path in candidates if path.is_file()), None)
 
 

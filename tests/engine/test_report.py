@@ -14,9 +14,12 @@ from PIL import Image
 from engine import charts
 from engine.config import AnnotationConfig, Config, DataConfig, TrainingConfig, save_config
 from engine.report import write_report
+from sgdm.annotate.clusters import Clusters
+from sgdm.annotate.store import AnnotationManifest, begin_annotation, save_annotation
 
 IMAGES, CLUSTERS, SIDE = 200, 5, 8
 NETWORK = "efficientnet-lite0"
+DIGEST = "ab" * 32
 SECTIONS = ("samples", "gallery", "metrics", "training", "stages", "clusters", "configuration")
 SHARES = {"precision": 0.6, "recall": 0.5, "density": 0.8, "coverage": 0.7}
 
@@ -76,7 +79,7 @@ def whole(tmp_path: Path) -> Folders:
 def make_run(root: Path, name: str = "tiny", source: str = "fashion-mnist") -> Folders:
     folders = Folders(root, name)
     run, annotation = folders.run, folders.annotation
-    annotation.mkdir(parents=True)
+    folders.data.mkdir()
     (run / "samples").mkdir(parents=True)
     config = Config(
         run=run,
@@ -85,12 +88,21 @@ def make_run(root: Path, name: str = "tiny", source: str = "fashion-mnist") -> F
         training=TrainingConfig(images=1000),
     )
     save_config(config, run / "config.yaml")
-    put(folders.data / "train.json", {"count": IMAGES, "digest": "ab" * 32, "label_names": ["a", "b"]})
-    clusters = np.arange(IMAGES, dtype=np.int32) % CLUSTERS
-    np.save(annotation / "clusters.npy", clusters)
-    report = {"purity": 0.6125, "nmi": 0.5125}
-    manifest = {"encoder": "pixels", "num_clusters": CLUSTERS, "parameters": {"note": "fell back"}, "report": report}
-    put(annotation / "manifest.json", manifest)
+    put(folders.data / "train.json", {"count": IMAGES, "digest": DIGEST, "label_names": ["a", "b"]})
+    np.save(begin_annotation(annotation), np.zeros((IMAGES, 4), np.float16))
+    manifest = AnnotationManifest(
+        data_digest=DIGEST,
+        encoder="pixels",
+        weights_digest="",
+        num_clusters=CLUSTERS,
+        seed=0,
+        iterations=30,
+        parameters={"note": "fell back"},
+        versions={},
+        report={"purity": 0.6125, "nmi": 0.5125},
+    )
+    ids = np.arange(IMAGES, dtype=np.int32) % CLUSTERS
+    save_annotation(annotation, manifest, Clusters(ids, np.zeros((CLUSTERS, 4), np.float32), IMAGES, 0.5))
     rows = [{"images": 100 * n, "loss": 1 / n, "images_per_second": 50.0 + n} for n in range(1, 11)]
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stages = ("prepare", "annotate", "train", "sample", "evaluate")
@@ -189,7 +201,7 @@ def test_markup_in_names_is_text(tmp_path: Path) -> None:
         ("run/stages.json", "stages"),
         ("run/samples", "samples"),
         ("annotation/manifest.json", "clusters"),
-        ("annotation/clusters.npy", "gallery"),
+        ("annotation/manifest.json", "gallery"),
     ],
 )
 def test_a_missing_part_is_a_sentence(whole: Folders, missing: str, section: str) -> None:

@@ -131,6 +131,13 @@ def test_once_gives_every_image_once_in_the_order_of_the_file(loader: Loader, im
     np.testing.assert_array_equal(torch.cat([batch.image for batch in batches]).permute(0, 2, 3, 1), images)
 
 
+def test_select_gives_the_rows_in_the_order_asked_for(loader: Loader, images: np.ndarray) -> None:
+    rows = np.array([40, 3, 3, 17, 0, 42, 8, 9, 10, 11])
+    batches = list(loader.select(rows))
+    assert flat(batches) == rows.tolist()
+    np.testing.assert_array_equal(torch.cat([batch.image for batch in batches]).permute(0, 2, 3, 1), images[rows])
+
+
 def test_train_and_once_run_side_by_side(loader: Loader) -> None:
     alone = indices(take(loader.train(0), 6))
     both = list(zip(take(loader.train(0), 6), loader.once(), strict=True))

@@ -20,6 +20,7 @@ from sgdm.data.sources import (
     FASHION_MNIST_DEBIAN_FOLDER,
     FashionMNIST,
     ImageFolder,
+    MissingSplit,
     UnreadableImage,
     open_source,
     parse_idx,
@@ -151,7 +152,7 @@ def test_train_and_val_subfolders_are_the_splits(tmp_path: Path) -> None:
 def test_a_missing_val_split_is_an_error(tmp_path: Path, names: list[str]) -> None:
     make_folder(tmp_path, names)
     open_source(str(tmp_path), "train")
-    with pytest.raises(ValueError, match="has no val split: put the images into"):
+    with pytest.raises(MissingSplit, match="has no val split: put the images into"):
         open_source(str(tmp_path), "val")
 
 

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.config import AnnotationConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig
+from sgdm.models.config import UNetConfig
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 images of 20 x 20 pixels in 3 colours, a file that is no image among them."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for number in range(96):
+        pixels = random.integers(0, 60, (20, 20, 3))
+        pixels[..., number % 3] += 180
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(image_folder: Path) -> Callable[[Path], Config]:
+    """A configuration in a folder of its own: a whole run in seconds."""
+
+    def make(folder: Path) -> Config:
+        return Config(
+            run=folder / "run",
+            data=DataConfig(source=str(image_folder), folder=folder / "data", image_size=16),
+            annotation=AnnotationConfig(num_clusters=3, encoder="pixels"),
+            model=UNetConfig(
+                channels=8,
+                channel_multipliers=(1, 2),
+                residual_blocks=1,
+                attention_downsamples=(2,),
+                heads=2,
+                dropout=0.0,
+            ),
+            training=TrainingConfig(
+                images=64,
+                batch_size=16,
+                warmup_images=16,
+                ema_decays=(0.9, 0.5),
+                log_images=16,
+                checkpoint_images=32,
+                compile=False,
+            ),
+            sampling=SamplingConfig(guidance_scales=(0.0, 2.0), images=12, sampler="dpmpp", steps=2, batch_size=8),
+            evaluation=EvaluationConfig(network="efficientnet-lite0", reference_images=48),
+        )
+
+    return make
+
+
+@pytest.fixture
+def config(make_config: Callable[[Path], Config], tmp_path: Path) -> Config:
+    return make_config(tmp_path)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.config import Config, ConfigError, load_config, save_config, to_plain
+from engine.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
+    config = RECIPES[name]()
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def edited(config: Config, path: Path, **changes: object) -> Path:
+    plain = to_plain(config)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        if field:
+            plain[section][field] = value
+        else:
+            plain[section] = value
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training__learning_rat": 1.0}, r"unknown field training\.learning_rat; nearest: learning_rate"),
+        ({"trainin": {}}, r"unknown field trainin; nearest: training"),
+        ({"training__batch_size": "many"}, r"training\.batch_size.*'many'"),
+        ({"training__batch_size": 0}, r"training\.batch_size is 0"),
+        ({"diffusion__prediction": "noise"}, r"diffusion\.prediction.*'noise'"),
+        ({"model__attention_downsamples": [3]}, "attention_downsamples"),
+        ({"training": 3}, "training"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(
+    config: Config, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(edited(config, tmp_path / "config.yaml", **changes))
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_network_follows_data_and_annotation(config: Config) -> None:
+    assert config.network.image_size == config.data.image_size == 16
+    assert config.network.num_clusters == 3
+    unconditional = dataclasses.replace(config, annotation=dataclasses.replace(config.annotation, num_clusters=0))
+    assert unconditional.network.num_clusters is None
+
+
+def test_samples_come_from_an_average_that_is_tracked(config: Config) -> None:
+    assert config.ema_decay == 0.9
+    with pytest.raises(ConfigError, match=r"0\.7 is not tracked"):
+        dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, ema_decay=0.7))
