@@ -167,7 +167,7 @@ class Trainer:
             self.images,
             training.batch_size,
             part,
-            tuple(batch.image.shape[1:]),
+            (3, *batch.image.shape[2:]),
             ranks.device,
         )
         cluster = None if self.clusters is None else self.clusters[batch.index]

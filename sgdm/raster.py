@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdm import _raster
+import sgdm._raster as _raster
 
 
 def rasterize_boxes(boxes: NDArray[np.int32], height: int, width: int) -> NDArray[np.uint8]:

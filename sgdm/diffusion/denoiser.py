@@ -21,10 +21,10 @@ class Denoiser(ABC):
     """
 
     sigma_min: float
-    """The least noise seen in training."""
+    """The least noise level of a sampler, above 0."""
 
     sigma_max: float
-    """The most noise seen in training; sampling begins here."""
+    """The noise level at which sampling begins."""
 
     clip: bool
     """Whether estimates are clipped to [-1, 1], the range of images."""

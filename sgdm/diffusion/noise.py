@@ -66,7 +66,7 @@ def training_noise(
     """The randomness of `part` of a global batch: a function of (seed, images seen, place in the global batch).
 
     Every caller draws the whole global batch and keeps its part. The price is memory written for numbers thrown
-    away, 50 MB for 1,024 images of 3 x 64 x 64: nothing to a GPU, 0.1 s to a CPU core. Numbers are drawn on the
+    away: 50 MB for 1,024 images of 3 x 64 x 64, which a CPU core takes 0.1 s for. Numbers are drawn on the
     device and differ between kinds of devices. `shape` is (C, H, W) of one image.
     """
     generator = torch.Generator(device)

@@ -189,10 +189,11 @@ def test_edm_noise_levels_are_log_normal() -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_ends_of_the_uniform_range_are_safe(prediction: str) -> None:
-    image, noise, _ = batch(2)
     uniform = torch.tensor([0.0, 1 - 2.0**-24])  # the least and the largest that torch.rand gives
-    loss = make_objective(prediction).loss(zeros, image, None, noise, uniform)
-    assert loss.isfinite().all()
+    sigma, time = make_objective(prediction).draw_level(uniform)
+    assert sigma.isfinite().all()
+    assert sigma.min() > 0
+    assert time.isfinite().all()
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -214,6 +215,15 @@ def test_loss_is_float32_under_autocast(prediction: str) -> None:
     assert outputs == [torch.float32, torch.bfloat16, torch.bfloat16]
     assert loss.dtype == denoised.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
+
+
+def test_low_precision_ends_at_the_networks_output() -> None:
+    def network(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
+        return torch.full_like(x, 0.3, dtype=torch.bfloat16)
+
+    x = batch(1)[0]
+    estimate = make_objective("eps").denoiser(network, clip=False)(x, 3.7, None)
+    torch.testing.assert_close(estimate, x - 3.7 * torch.tensor(0.3).bfloat16().item(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("prediction", "gamma"), [("eps", 5.0), ("x0", None), ("v", 5.0), ("edm", None)])

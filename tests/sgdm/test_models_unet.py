@@ -167,15 +167,17 @@ def test_bfloat16_weights_and_autocast_return_the_dtype_of_the_image() -> None:
         assert (y - exact).norm() / exact.norm() < 0.05
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
-def test_traces_as_one_graph_with_equal_results(config: UNetConfig) -> None:
+@pytest.mark.parametrize("name", ["clusters", "boxed", "segmented"])
+def test_traces_as_one_graph_while_training(name: str) -> None:
+    """Dynamo alone, without a compiler behind it: what breaks a graph breaks it here."""
     torch._dynamo.reset()
-    network = trained(config)
-    arguments = inputs(config)
-    traced = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)
-    torch.testing.assert_close(traced(*arguments), network(*arguments), rtol=1e-4, atol=1e-4)
-    network.train()
-    traced(*arguments).square().sum().backward()  # dropout and the backward pass too
+    network = trained(replace(VARIANTS[name], dropout=0.1)).train()
+    arguments = inputs(VARIANTS[name])
+    traced = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
+    torch.manual_seed(0)
+    actual = traced(*arguments)
+    torch.manual_seed(0)
+    torch.testing.assert_close(actual, network(*arguments), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
