@@ -16,16 +16,15 @@ from engine.console import run_program
 from engine.info import versions
 from sgdm.annotate.clusters import cluster_report, fit_clusters
 from sgdm.annotate.features import Encoder, WeightsUnavailable, extract, load_backbone
-from sgdm.annotate.selfsup import WhitenedPixels, load_encoder, save_encoder, train_encoder
+from sgdm.annotate.selfsup import fit_whitened_pixels, load_encoder, save_encoder, train_encoder
 from sgdm.annotate.store import AnnotationError, AnnotationManifest, begin_annotation, load_annotation, save_annotation
 from sgdm.data.beton import check_beton
 from sgdm.data.loader import Loader
 from sgdm.files import fingerprint
 
 AUTO_BACKBONE = "vit_small_patch16_224.dino"
-ENCODER_FILE = "encoder.safetensors"
-TRAINING_IMAGES = 200_000
-"""At most so many images are held in memory to train an encoder on; more hardly change it."""
+TRAINING_IMAGES = 65_536
+"""At most so many images are read to train an encoder on; it uses no more."""
 
 
 def run(config: Config) -> None:
@@ -43,7 +42,7 @@ def run(config: Config) -> None:
         device = distributed.default_device()
         loader = Loader(beton, batch_size=annotation.batch_size, device=device, seed=config.seed)
         features_path = begin_annotation(folder)
-        encoder, note = make_encoder(config, loader, folder / ENCODER_FILE)
+        encoder, note = make_encoder(config, loader)
         labels = np.full(data.count, -1, dtype=np.int64)
         with telemetry.progress("annotate, features", data.count) as advance:
             extract(encoder, _images_and_indices(loader, labels), data.count, features_path, advance)
@@ -76,24 +75,41 @@ def run(config: Config) -> None:
         record.images, record.result = data.count, str(folder)
 
 
-def make_encoder(config: Config, loader: Loader, saved: Path) -> tuple[Encoder, str]:
-    """The encoder that annotation.encoder names, and a sentence on how it came to be.
-
-    One that is trained here is saved, so that a run that was interrupted later finds it again."""
+def make_encoder(config: Config, loader: Loader) -> tuple[Encoder, str]:
+    """The encoder that annotation.encoder names, and a sentence on how it came to be."""
     annotation, device = config.annotation, loader.device
-    note = ""
-    if annotation.encoder == "auto":
+    name, note = annotation.encoder, ""
+    if name == "auto":
         try:
-            backbone = load_backbone(AUTO_BACKBONE, annotation.weights, device)
-            return backbone, f"{AUTO_BACKBONE}, pretrained without labels on ImageNet"
+            return load_backbone(AUTO_BACKBONE, annotation.weights, device), "pretrained without labels, on ImageNet"
         except WeightsUnavailable as error:
-            note = f"{AUTO_BACKBONE} is not to be had, so an encoder is trained on these images"
-            telemetry.say(f"annotate: {error}\nannotate: {note}")
-    elif annotation.encoder not in ("self-supervised", "pixels"):
-        return load_backbone(annotation.encoder, annotation.weights, device), "pretrained"
-    elif annotation.encoder == "pixels":
-        return WhitenedPixels.fit(_training_images(loader, config.seed), device=device), "PCA-whitened pixels"
-    raise AssertionError(note)
+            telemetry.say(f"annotate: {error}\nannotate: training an encoder on these images instead")
+            name, note = "self-supervised", f"; {AUTO_BACKBONE} was not to be had"
+    if name == "self-supervised":
+        return _own_encoder(config, loader), f"a ConvNet trained on these images without any label{note}"
+    if name == "pixels":
+        encoder = fit_whitened_pixels(_training_images(loader, config.seed), seed=config.seed, device=device)
+        return encoder, "principal components of the pixels, half whitened"
+    return load_backbone(name, annotation.weights, device), "pretrained, by timm"
+
+
+def _own_encoder(config: Config, loader: Loader) -> Encoder:
+    """Trained on these images, once: a later run, with another K or after an interruption, finds the file."""
+    budget, digest = config.annotation.encoder_images, loader.manifest.digest
+    path = config.annotation_folder.parent / f"encoder-{fingerprint(digest, budget, config.seed)[:16]}.safetensors"
+    if path.exists():
+        telemetry.say(f"annotate: the encoder is whole already -> {path}")
+        return load_encoder(path, loader.device)
+    with telemetry.progress("annotate, encoder", budget) as advance:
+        encoder = train_encoder(
+            _training_images(loader, config.seed),
+            seed=config.seed,
+            images_budget=budget,
+            device=loader.device,
+            advance=advance,
+        )
+    save_encoder(encoder, path)
+    return encoder
 
 
 def _training_images(loader: Loader, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.distributed
 # Said here, DeepSpeed neither searches for an accelerator nor warns that it found none.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402
+import deepspeed
 
 
 @dataclass(frozen=True)

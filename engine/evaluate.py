@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine import checkpoint, distributed, telemetry
+from engine import distributed, telemetry
 from engine.config import Config, to_plain
 from engine.console import run_program
 from engine.info import devices, versions
@@ -55,7 +55,7 @@ def run(config: Config) -> None:
 
 
 def measure(config: Config, train: Loader, samples: dict[float, Path], device: torch.device) -> dict[str, Any]:
-    """The contents of metrics.json: every guidance scale, and real training images as the floor, against a reference."""
+    """What metrics.json holds: every guidance scale, and real training images as the floor, against a reference."""
     evaluation = config.evaluation
     network = load_network(evaluation.network, evaluation.weights, device)
     reference, reference_rows, floor_rows = choose_real_images(config, train)

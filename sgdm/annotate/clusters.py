@@ -10,6 +10,7 @@ import numpy as np
 from sgdm.progress import Advance, ignore
 
 POINTS_PER_CENTROID = 256  # a larger sample moves centroids little and costs time in proportion (FAISS's default)
+SMALLEST_SAMPLE = 65_536  # features: with few centroids a larger sample is cheap, and steadies them
 BLOCK = 65_536  # features in memory at a time
 
 
@@ -31,16 +32,17 @@ def fit_clusters(
     """Spherical k-means of `features` (float16 or float32 [N, D], may be a memmap), on the GPU where FAISS has one.
 
     Features are brought to unit length both where centroids are fitted and where images are assigned, so an id
-    is that of the centroid with the largest cosine. Centroids are fitted on at most 256 features each, drawn
-    by `seed`; a centroid that loses all its features is moved by FAISS to split a large cluster. The same seed
-    and number of threads give the same clusters. ValueError where K > N or a feature is zero or not finite.
+    is that of the centroid with the largest cosine. Centroids are fitted on a random sample of 256 features each,
+    but at least 65,536 in all; one that loses all its features is moved by FAISS to split a large cluster. The same
+    seed and number of threads give the same clusters. ValueError where K > N or a feature is zero or not finite.
     """
     count = len(features)
     if not 1 <= num_clusters <= count:
         raise ValueError(
             f"{num_clusters} clusters cannot be made of {count} images: choose num_clusters between 1 and {count}"
         )
-    sample = _normalised(features, _sample_rows(count, num_clusters, seed))
+    sample_size = min(count, max(num_clusters * POINTS_PER_CENTROID, SMALLEST_SAMPLE))
+    sample = _normalised(features, _sample_rows(count, sample_size, seed))
     kmeans = faiss.Kmeans(
         features.shape[1],
         num_clusters,
@@ -49,7 +51,7 @@ def fit_clusters(
         spherical=True,
         gpu=faiss.get_num_gpus() > 0,
         min_points_per_centroid=1,  # small clusters are the user's choice; FAISS would only print a warning
-        max_points_per_centroid=POINTS_PER_CENTROID,
+        max_points_per_centroid=sample_size,  # the sample is drawn already
     )
     objective = kmeans.train(sample) / len(sample)
     ids = np.empty(count, np.int32)
@@ -87,8 +89,7 @@ def cluster_report(ids: np.ndarray, num_clusters: int, labels: np.ndarray | None
     return report
 
 
-def _sample_rows(count: int, num_clusters: int, seed: int) -> np.ndarray:
-    size = min(count, num_clusters * POINTS_PER_CENTROID)
+def _sample_rows(count: int, size: int, seed: int) -> np.ndarray:
     if size == count:
         return np.arange(count)
     # Sorted, so that a memmap on a disk is read in one sweep.

@@ -9,6 +9,8 @@ nearest neighbours are those of whitened pixels at first, and later those that t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +28,9 @@ from sgdm.progress import Advance, ignore
 SIZE = 32  # pixels: images are encoded at this size, so that the cost does not depend on theirs
 LARGEST_SAMPLE = 65_536  # images to learn from: neighbours are searched among all pairs
 SMALLEST_SET = 64  # images; fewer have no neighbourhoods worth learning
-WHITENING_SAMPLE = 20_000
+WHITENING_SAMPLE = 10_000  # images: enough for principal components
+HALF = 0.5  # of the way from plain to white principal components: purer clusters than at either end
+OVERSAMPLING = 32  # of directions in the randomised decomposition
 NEIGHBOURS = 15
 DIMENSION = 64
 ROUNDS = 2  # of finding neighbours and learning from them
@@ -97,12 +101,12 @@ NETWORKS: dict[str, type[ConvNet] | type[WhitenedPixels]] = {
 
 
 def fit_whitened_pixels(
-    images: Images, *, seed: int, device: torch.device, dimension: int = 128, whitening: float = 0.5
+    images: Images, *, seed: int, device: torch.device, dimension: int = 128, whitening: float = HALF
 ) -> OwnEncoder:
-    """The encoder `pixels`: principal components of at most 20,000 of the `images` (uint8 [N, 3, H, W]).
+    """The encoder `pixels`: principal components of at most 10,000 of the `images` (uint8 [N, 3, H, W]).
 
-    A component of variance v is scaled to v ** (1 - whitening): 0 keeps plain components, 1 gives each of them the
-    variance one. Half-way makes purer clusters than either. Dimensions that the images do not have are left out.
+     A component of variance v is scaled to v ** (1 - whitening): 0 keeps plain components, 1 gives each of them the
+    variance one. Dimensions that the images do not have are left out.
     """
     return OwnEncoder("pixels", _whitened_pixels(_sample(images, seed), dimension, whitening, seed, device), device)
 
@@ -120,12 +124,10 @@ def train_encoder(
             f"an encoder cannot learn from {len(images)} images: give at least {SMALLEST_SET}, or use whitened pixels"
         )
     sample = _sample(images, seed)
-    network: nn.Module = _whitened_pixels(sample, DIMENSION, 0.5, seed, device)
+    network: nn.Module = _whitened_pixels(sample, DIMENSION, HALF, seed, device)
     dimension = min(DIMENSION, len(sample) // 4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = ConvNet(dimension)
-    student.to(device).to(memory_format=torch.channels_last)
+    with _seeded(seed, device):
+        student = ConvNet(dimension).to(device)
     for round_ in range(ROUNDS):
         links = nearest_neighbours(_encode(network, sample, device), NEIGHBOURS)
         targets = torch.from_numpy(commute_time_embedding(links, dimension, seed))
@@ -215,18 +217,25 @@ def _whitened_pixels(
 ) -> WhitenedPixels:
     pixels = _centred(sample[:WHITENING_SAMPLE].to(device)).flatten(1)
     mean = pixels.mean(dim=0)
-    rank = min(2 * dimension, *pixels.shape)
-    with torch.random.fork_rng():  # svd_lowrank draws from the global generator
-        torch.manual_seed(seed)
-        _, singular, directions = torch.svd_lowrank(pixels - mean, q=rank, niter=4)
-    variance = singular[:dimension].square() / (len(pixels) - 1)
-    kept = variance > 1e-6 * variance.sum()
+    with _seeded(seed, device):
+        rank = min(dimension + OVERSAMPLING, *pixels.shape)
+        _, singular, directions = torch.svd_lowrank(pixels - mean, q=rank, niter=2)
+        variance = singular[:dimension].square() / (len(pixels) - 1)
+        kept = variance > 1e-6 * variance.sum()
+        network = WhitenedPixels(int(kept.sum())).to(device)
     weight = directions[:, :dimension][:, kept].T * (variance[kept] ** (-whitening / 2))[:, None]
-    network = WhitenedPixels(len(weight)).to(device)
     with torch.no_grad():
         network.project.weight.copy_(weight)
         network.project.bias.copy_(-weight @ mean)
     return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators, for what draws from no other, and gives them their old state back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _sample(images: Images, seed: int) -> Tensor:

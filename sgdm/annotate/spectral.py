@@ -35,7 +35,7 @@ def commute_time_embedding(links: np.ndarray, dimension: int, seed: int) -> np.n
     rows = np.repeat(np.arange(count), neighbours)
     directed = sparse.csr_matrix((np.ones(links.size, np.float32), (rows, links.ravel())), (count, count))
     graph = directed + directed.T
-    root_degree = np.sqrt(np.asarray(graph.sum(axis=1), np.float32).ravel())
+    root_degree = np.sqrt(np.asarray(graph.sum(axis=1), np.float32)).ravel()
     scale = sparse.diags(1 / root_degree)
     walk = (scale @ graph @ scale).tocsr()
     # The first eigenvector is known, and tells nothing: it is taken out, so that the others are found.
@@ -43,7 +43,7 @@ def commute_time_embedding(links: np.ndarray, dimension: int, seed: int) -> np.n
     operator = LinearOperator(
         walk.shape, lambda vector: walk @ vector.ravel() - trivial * (trivial @ vector.ravel()), dtype=np.float32
     )
-    start = np.random.default_rng(seed).normal(size=count).astype(np.float32)
+    start = np.random.default_rng(seed).standard_normal(count, np.float32)
     eigenvalues, eigenvectors = eigsh(operator, k=dimension, which="LA", v0=start, tol=TOLERANCE)
     order = np.argsort(-eigenvalues)
     gaps = np.maximum(1 - eigenvalues[order], SMALLEST_GAP)

@@ -24,8 +24,8 @@ class GroupNorm(nn.Module):
     """Group normalisation with an optional scale and shift, then SiLU.
 
     The number of groups is the largest divisor of the channels that is at most 32 and leaves 4 channels a
-    group: 32 from 128 channels on, as in the paper. With 1 channel a group a narrow network could not say how
-    bright a whole channel is.
+    group: 32 in the paper's networks. With 1 channel a group, a narrow network could not say how bright a whole
+    channel is.
     """
 
     def __init__(self, channels: int, activation: Literal["silu"] | None = "silu") -> None:

@@ -45,7 +45,7 @@ def make_config(image_folder: Path) -> Callable[[Path], Config]:
                 images=64,
                 batch_size=16,
                 warmup_images=16,
-                ema_decays=(0.9, 0.5),
+                ema_decays=(0.9, 0.15),
                 log_images=16,
                 checkpoint_images=32,
                 compile=False,

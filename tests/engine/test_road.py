@@ -56,7 +56,7 @@ def test_every_stage_leaves_what_it_promises(walked: Config) -> None:
 def test_averages_are_networks_that_anyone_can_load(walked: Config) -> None:
     last = checkpoint.newest(walked.run)
     assert last is not None and last.name == "64"
-    slow, fast = (UNet.from_pretrained(last / name).state_dict() for name in ("ema-0.9", "ema-0.5"))
+    slow, fast = (UNet.from_pretrained(last / name).state_dict() for name in ("ema-0.9", "ema-0.15"))
     assert any(not slow[name].equal(fast[name]) for name in slow)
 
 
@@ -109,7 +109,7 @@ def test_a_run_cut_in_two_equals_one_in_one_piece(walked: Config, tmp_path: Path
     train.run(first)
     train.run(dataclasses.replace(walked, run=tmp_path / "run"))
     whole, cut = (
-        UNet.from_pretrained(run / "checkpoints" / "64" / "ema-0.5").state_dict() for run in (walked.run, first.run)
+        UNet.from_pretrained(run / "checkpoints" / "64" / "ema-0.15").state_dict() for run in (walked.run, first.run)
     )
     assert all(whole[name].equal(cut[name]) for name in whole)
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(walked: Config) -> None
 
 def test_a_checkpoint_of_other_averages_is_refused(walked: Config) -> None:
     other = dataclasses.replace(walked, training=dataclasses.replace(walked.training, ema_decays=(0.8,)))
-    with pytest.raises(CheckpointError, match=r"no average of decay 0\.8 \(it has ema-0\.5, ema-0\.9\)"):
+    with pytest.raises(CheckpointError, match=r"no average of decay 0\.8 \(it has ema-0\.15, ema-0\.9\)"):
         train.run(other)
 
 

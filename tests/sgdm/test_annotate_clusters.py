@@ -39,7 +39,8 @@ def test_an_id_is_that_of_the_largest_cosine_whatever_the_length_of_the_feature(
     assert np.array_equal(fit_clusters(exact * 37, 12, seed=1).ids, clusters.ids)
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgdm.annotate.clusters.SMALLEST_SAMPLE", 1000)
     features = np.random.default_rng(0).normal(size=(5000, 8)).astype(np.float16)
     first, again, other = (fit_clusters(features, 10, seed=seed) for seed in (3, 3, 4))
     assert first.sample_size == 2560

@@ -181,6 +181,7 @@ def test_traces_as_one_graph_while_training(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compiling dozens of C++ kernels
 def test_compiles_as_one_graph_and_stays_channels_last() -> None:
     torch._dynamo.reset()
     network = trained(replace(TINY, residual_blocks=1, dropout=0.0))
