@@ -108,8 +108,8 @@ class TrainingConfig:
     """Decay a step of each average of the weights, ramped as min(decay, (1 + n) / (10 + n)) at step n."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision; weights, averages, norms and loss stay fp32. `auto`: bf16 where the device is fast at it."""
-    compile: bool = True
-    """Compile the whole training step with torch.compile."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the whole step with torch.compile; `auto`: on a GPU. On a CPU it costs minutes before the first step."""
     zero_stage: Literal[0, 1, 2] = 0
     """DeepSpeed ZeRO stage: 1 shards the optimizer state over processes, 2 the gradients too."""
     log_images: int = 10_000

@@ -46,6 +46,16 @@ def fast_bf16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "AVX512_BF16" in cpu_features()
 
 
+def computes_in_bf16(precision: str, device: torch.device) -> bool:
+    """What training.precision means on a device."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+
+
+def compiles(choice: str, device: torch.device) -> bool:
+    """What training.compile means on a device."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
 def cpu_features() -> set[str]:
     """Instruction sets of the processor that matter here, by the names /proc/cpuinfo gives them, in capitals."""
     try:

@@ -30,12 +30,13 @@ def _quickstart_cpu() -> Config:
         data=DataConfig(source="fashion-mnist", folder=Path("data/fashion-mnist-32"), image_size=32),
         annotation=AnnotationConfig(num_clusters=100),
         model=UNetConfig(
-            channels=32,
-            channel_multipliers=(1, 2, 2),
+            channels=16,
+            channel_multipliers=(1, 2, 3),
             residual_blocks=1,
             attention_downsamples=(4,),
-            heads=2,
+            heads=4,
             dropout=0.0,
+            resample_in_block=False,
         ),
         diffusion=DiffusionConfig(prediction="edm"),
         training=TrainingConfig(

@@ -64,10 +64,11 @@ def expected_samples(config: Config) -> dict[float, tuple[Path, str]]:
 
 
 def load_weights_folder(config: Config) -> Path:
-    """Where the averaged weights of the newest checkpoint lie."""
+    """Where the averaged weights of the newest checkpoint lie; ValueError where there is none that fits."""
     last = checkpoint.newest(config.run)
     if last is None:
         raise ValueError(f"{config.run} has no checkpoint: run train first")
+    checkpoint.check(last, config, check_beton(config.data.folder / "train.beton").digest)
     return checkpoint.average_folder(last, config.ema_decay)
 
 
@@ -111,14 +112,15 @@ def draw_clusters(frequencies: NDArray[np.float64], images: int, seed: int) -> N
 
 def load_denoiser(config: Config, ranks: Ranks) -> Denoiser:
     network = UNet.from_pretrained(load_weights_folder(config), expected=config.network).to(ranks.device).eval()
-    precision = config.training.precision
-    bf16 = precision == "bf16" or (precision == "auto" and distributed.fast_bf16(ranks.device))
+    bf16 = distributed.computes_in_bf16(config.training.precision, ranks.device)
 
     def forward(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
             return network(x, time, condition)
 
-    call: Callable[..., Tensor] = torch.compile(forward, dynamic=False) if config.training.compile else forward
+    call: Callable[..., Tensor] = forward
+    if distributed.compiles(config.training.compile, ranks.device):
+        call = torch.compile(forward, dynamic=False)
     objective = make_objective(
         config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma
     ).to(ranks.device)

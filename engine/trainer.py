@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine import checkpoint
 from engine.config import Config
-from engine.distributed import Ranks, fast_bf16
+from engine.distributed import Ranks, compiles, computes_in_bf16
 from engine.ema import Averages
 from engine.telemetry import progress, say
 from sgdm.conditions import Condition
@@ -105,11 +105,12 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         network = UNet(config.network).to(ranks.device)
         self.averages = Averages(network, training.ema_decays)
-        bf16 = training.precision == "bf16" or (training.precision == "auto" and fast_bf16(ranks.device))
+        bf16 = computes_in_bf16(config.training.precision, ranks.device)
         objective = make_objective(
             config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma
         )
-        step = TrainingStep(network, objective, config.annotation.num_clusters, bf16, training.compile)
+        compiled = compiles(training.compile, ranks.device)
+        step = TrainingStep(network, objective, config.annotation.num_clusters, bf16, compiled)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
@@ -122,7 +123,7 @@ class Trainer:
             say(
                 f"train: {parameters / 1e6:.2f} M parameters, {ranks.world_size} process(es) on {ranks.device.type}, "
                 f"ZeRO {training.zero_stage}, {'bf16' if bf16 else 'fp32'}, "
-                f"{'compiled' if training.compile else 'eager'}"
+                f"{'compiled' if compiled else 'eager'}"
             )
 
     def resume(self) -> None:

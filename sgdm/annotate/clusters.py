@@ -11,6 +11,8 @@ from sgdm.progress import Advance, ignore
 
 POINTS_PER_CENTROID = 256  # a larger sample moves centroids little and costs time in proportion (FAISS's default)
 SMALLEST_SAMPLE = 65_536  # features: with few centroids a larger sample is cheap, and steadies them
+FEW_CLUSTERS = 50  # up to here, local optima differ so much in purity that the best of several starts is kept
+STARTS = 5
 BLOCK = 65_536  # features in memory at a time
 
 
@@ -18,7 +20,7 @@ class Clusters(NamedTuple):
     ids: np.ndarray  # int32 [N], 0 .. K-1
     centroids: np.ndarray  # float32 [K, D], of unit length
     sample_size: int  # features that the centroids were fitted on
-    objective: float  # mean cosine of a fitted feature with its centroid, at the last iteration
+    objective: float  # mean cosine of a fitted feature with its centroid, of the best start
 
 
 def fit_clusters(
@@ -47,6 +49,7 @@ def fit_clusters(
         features.shape[1],
         num_clusters,
         niter=iterations,
+        nredo=STARTS if num_clusters <= FEW_CLUSTERS else 1,
         seed=seed,
         spherical=True,
         gpu=faiss.get_num_gpus() > 0,

@@ -105,10 +105,11 @@ def fit_whitened_pixels(
 ) -> OwnEncoder:
     """The encoder `pixels`: principal components of at most 10,000 of the `images` (uint8 [N, 3, H, W]).
 
-     A component of variance v is scaled to v ** (1 - whitening): 0 keeps plain components, 1 gives each of them the
+    A component of variance v is scaled to v ** (1 - whitening): 0 keeps plain components, 1 gives each of them the
     variance one. Dimensions that the images do not have are left out.
     """
-    return OwnEncoder("pixels", _whitened_pixels(_sample(images, seed), dimension, whitening, seed, device), device)
+    sample = _sample(images, seed)[:WHITENING_SAMPLE].to(device)
+    return OwnEncoder("pixels", _whitened_pixels(sample, dimension, whitening, seed), device)
 
 
 def train_encoder(
@@ -116,22 +117,22 @@ def train_encoder(
 ) -> OwnEncoder:
     """The encoder `self-supervised`, trained on at most 65,536 of the `images` (uint8 [N, 3, H, W], H and W any).
 
-    `images_budget` is the number of images seen in training, over all rounds. The same seed, device and number of
+    `images_budget` is the number of images seen in training, over all rounds: four passes are enough. The same seed, device and number of
     threads give the same encoder. ValueError where there are fewer than 64 images.
     """
     if len(images) < SMALLEST_SET:
         raise ValueError(
             f"an encoder cannot learn from {len(images)} images: give at least {SMALLEST_SET}, or use whitened pixels"
         )
-    sample = _sample(images, seed)
-    network: nn.Module = _whitened_pixels(sample, DIMENSION, HALF, seed, device)
+    sample = _sample(images, seed).to(device)
+    network: nn.Module = _whitened_pixels(sample, DIMENSION, HALF, seed)
     dimension = min(DIMENSION, len(sample) // 4)
     with _seeded(seed, device):
         student = ConvNet(dimension).to(device)
-    for round_ in range(ROUNDS):
-        links = nearest_neighbours(_encode(network, sample, device), NEIGHBOURS)
+    for number in range(ROUNDS):
+        links = nearest_neighbours(_encode(network, sample), NEIGHBOURS)
         targets = torch.from_numpy(commute_time_embedding(links, dimension, seed))
-        _learn(student, sample, targets, images_budget // ROUNDS, [seed, round_], advance)
+        _learn(student, sample, targets, images_budget // ROUNDS, seed + number, advance)
         network = student
     return OwnEncoder("self-supervised", student, device)
 
@@ -168,21 +169,19 @@ def _halving(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     ]
 
 
-def _learn(network: ConvNet, sample: Tensor, targets: Tensor, budget: int, seed: list[int], advance: Advance) -> None:
+def _learn(network: ConvNet, sample: Tensor, targets: Tensor, budget: int, seed: int, advance: Advance) -> None:
     """Trains the direction of the network's output to be that of the targets, which is all that cosines see."""
-    device = next(network.parameters()).device
-    targets = F.normalize(targets).to(device)
+    targets = F.normalize(targets).to(sample.device)
     batch = min(BATCH, len(sample))
     steps = max(1, budget // batch)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1, pct_start=0.1)
-    random = np.random.default_rng(seed)
-    generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
+    generator = torch.Generator(sample.device).manual_seed(seed)
     network.train()
     for _ in range(steps):
-        rows = torch.from_numpy(random.integers(len(sample), size=batch))
-        views = augment(_centred(sample[rows].to(device)), generator)
-        loss = (1 - F.cosine_similarity(network(views), targets[rows.to(device)])).mean()
+        rows = torch.randint(len(sample), (batch,), generator=generator, device=sample.device)
+        views = augment(_centred(sample[rows]), generator)
+        loss = (1 - F.cosine_similarity(network(views), targets[rows])).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -212,17 +211,18 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return views.masked_fill((above[:, :, None] & beside[:, None, :])[:, None], 0.0)
 
 
-def _whitened_pixels(
-    sample: Tensor, dimension: int, whitening: float, seed: int, device: torch.device
-) -> WhitenedPixels:
-    pixels = _centred(sample[:WHITENING_SAMPLE].to(device)).flatten(1)
+def _whitened_pixels(sample: Tensor, dimension: int, whitening: float, seed: int) -> WhitenedPixels:
+    sample = sample[:WHITENING_SAMPLE]
+    if bool((sample == sample[0]).all()):
+        raise ValueError("all images are the same: there is nothing in them to group by")
+    pixels = _centred(sample).flatten(1)
     mean = pixels.mean(dim=0)
-    with _seeded(seed, device):
+    with _seeded(seed, sample.device):
         rank = min(dimension + OVERSAMPLING, *pixels.shape)
         _, singular, directions = torch.svd_lowrank(pixels - mean, q=rank, niter=2)
         variance = singular[:dimension].square() / (len(pixels) - 1)
         kept = variance > 1e-6 * variance.sum()
-        network = WhitenedPixels(int(kept.sum())).to(device)
+        network = WhitenedPixels(int(kept.sum())).to(sample.device)
     weight = directions[:, :dimension][:, kept].T * (variance[kept] ** (-whitening / 2))[:, None]
     with torch.no_grad():
         network.project.weight.copy_(weight)
@@ -242,7 +242,7 @@ def _sample(images: Images, seed: int) -> Tensor:
     """uint8 [at most 65,536, 3, 32, 32], in random order; never more than a batch of large images in memory."""
     rows = np.random.default_rng(seed).permutation(len(images))[:LARGEST_SAMPLE]
     batches = np.array_split(rows, -(-len(rows) // ENCODING_BATCH) or 1)
-    return torch.cat([_at_size(torch.as_tensor(images[batch])) for batch in batches])
+    return torch.cat([_at_size(torch.as_tensor(images[batch]).cpu()) for batch in batches])
 
 
 def _at_size(images: Tensor) -> Tensor:
@@ -259,8 +259,8 @@ def _centred(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _encode(network: nn.Module, sample: Tensor, device: torch.device) -> np.ndarray:
-    batches = [network(_centred(batch.to(device))).cpu() for batch in sample.split(ENCODING_BATCH)]
+def _encode(network: nn.Module, sample: Tensor) -> np.ndarray:
+    batches = [network(_centred(batch)).cpu() for batch in sample.split(ENCODING_BATCH)]
     return torch.cat(batches).numpy()
 
 

@@ -21,7 +21,7 @@ def nearest_neighbours(points: np.ndarray, neighbours: int) -> np.ndarray:
     """int64 [N, neighbours]: for each of float32 points [N, D], the others with the largest cosine to it."""
     unit = np.ascontiguousarray(points, np.float32).copy()
     faiss.normalize_L2(unit)
-    index = faiss.IndexFlatIP(unit.shape[1])
+    index: faiss.Index = faiss.IndexFlatIP(unit.shape[1])
     if faiss.get_num_gpus() > 0:
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(unit)

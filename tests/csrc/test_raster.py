@@ -17,9 +17,7 @@ boxes = st_numpy.arrays(np.int32, st.tuples(st.integers(0, 8), st.just(4)), elem
 
 @given(boxes, st.integers(0, 48), st.integers(0, 48))
 def test_equals_numpy_slices(boxes: np.ndarray, height: int, width: int) -> None:
-    np.testing.assert_array_equal(
-        rasterize_boxes(boxes, height, width), rasterize_boxes_numpy(boxes, height, width)
-    )
+    np.testing.assert_array_equal(rasterize_boxes(boxes, height, width), rasterize_boxes_numpy(boxes, height, width))
 
 
 def test_half_open() -> None:

@@ -48,7 +48,7 @@ def make_config(image_folder: Path) -> Callable[[Path], Config]:
                 ema_decays=(0.9, 0.15),
                 log_images=16,
                 checkpoint_images=32,
-                compile=False,
+                compile="off",
             ),
             sampling=SamplingConfig(guidance_scales=(0.0, 2.0), images=12, sampler="dpmpp", steps=2, batch_size=8),
             evaluation=EvaluationConfig(network="efficientnet-lite0", reference_images=48),

@@ -36,7 +36,15 @@ def test_an_id_is_that_of_the_largest_cosine_whatever_the_length_of_the_feature(
     cosine = exact @ clusters.centroids.T / np.linalg.norm(exact, axis=1, keepdims=True)
     chosen = cosine[np.arange(len(features)), clusters.ids]
     assert (cosine.max(axis=1) - chosen).max() < 1e-5
-    assert np.array_equal(fit_clusters(exact * 37, 12, seed=1).ids, clusters.ids)
+
+
+def test_the_length_of_a_feature_has_no_say_in_the_centroids() -> None:
+    features = blobs(3000, 5)[0].astype(np.float32)
+    powers_of_two = 2.0 ** np.random.default_rng(0).integers(-4, 5, (3000, 1))  # so that directions stay the same bits
+    stretched = features * powers_of_two.astype(np.float32)
+    first, second = fit_clusters(features, 12, seed=1), fit_clusters(stretched, 12, seed=1)
+    assert np.array_equal(first.centroids, second.centroids)
+    assert np.array_equal(first.ids, second.ids)
 
 
 def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:

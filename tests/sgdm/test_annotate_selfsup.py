@@ -137,6 +137,8 @@ def test_files_of_something_else_are_refused(tmp_path: Path) -> None:
 def test_too_few_images_and_wrong_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot learn from 63 images.*at least 64"):
         train_encoder(shapes(63)[0], seed=0, images_budget=100, device=CPU)
+    with pytest.raises(ValueError, match="all images are the same"):
+        train_encoder(torch.full((64, 3, 32, 32), 7, dtype=torch.uint8), seed=0, images_budget=100, device=CPU)
     with pytest.raises(ValueError, match=r"uint8 \[B, 3, H, W\]; these are torch\.float32 \[64, 3, 32, 32\]"):
         train_encoder(torch.zeros(64, 3, 32, 32), seed=0, images_budget=100, device=CPU)
 
