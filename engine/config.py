@@ -50,7 +50,7 @@ class AnnotationConfig:
     `self-supervised` (a small ConvNet trained on these images), `pixels` (PCA-whitened), or a timm model's name."""
     weights: Path | None = None
     """Weight file of a timm encoder (safetensors or a state dict); none: timm's own cache or hub."""
-    encoder_images: int = 600_000
+    encoder_images: int = 240_000
     """Training budget of the self-supervised encoder, in images seen."""
     iterations: int = 30
     """k-means iterations."""

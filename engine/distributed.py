@@ -80,6 +80,9 @@ def initialize() -> Ranks:
         device = torch.device("cpu")
         processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    # Its shared-memory all-reduce for CPUs would be compiled first, for a minute; killed meanwhile, it leaves a lock
+    # that every later run waits for without end. Gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 

@@ -41,7 +41,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
+        ) from error
 
 
 def fingerprint(*parts: Any) -> str:

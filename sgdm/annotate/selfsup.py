@@ -117,8 +117,8 @@ def train_encoder(
 ) -> OwnEncoder:
     """The encoder `self-supervised`, trained on at most 65,536 of the `images` (uint8 [N, 3, H, W], H and W any).
 
-    `images_budget` is the number of images seen in training, over all rounds: four passes are enough. The same seed, device and number of
-    threads give the same encoder. ValueError where there are fewer than 64 images.
+    `images_budget` is the number of images seen in training, over all rounds; four passes are enough. The same
+    seed, device and number of threads give the same encoder. ValueError where there are fewer than 64 images.
     """
     if len(images) < SMALLEST_SET:
         raise ValueError(
