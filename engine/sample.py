@@ -105,7 +105,7 @@ def run(config: Config) -> None:
 
 def draw_clusters(frequencies: NDArray[np.float64], images: int, seed: int) -> NDArray[np.int64]:
     """Cluster ids [images] drawn by the clusters' share of the training images; id n depends on (seed, n) alone."""
-    uniform = np.random.Generator(np.random.Philox(key=seed)).random(images)
+    uniform = np.random.default_rng(seed).random(images)
     ids = np.searchsorted(np.cumsum(frequencies), uniform * frequencies.sum(), side="right")
     return np.minimum(ids, len(frequencies) - 1)
 

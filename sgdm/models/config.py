@@ -14,13 +14,17 @@ class UNetConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     image_size: int = 64
-    """Height and width of an image, in pixels. A multiple of the total downsampling, 2^(levels - 1)."""
+    """Height and width of an image, in pixels. A multiple of the total downsampling, patch_size 2^(levels - 1)."""
 
     in_channels: int = 3
     """Channels of the noisy image."""
 
     out_channels: int = 3
     """Channels of the prediction."""
+
+    patch_size: int = 1
+    """Side of the squares of pixels that become channels before the first convolution, and pixels again after the
+    last. 1, as in the paper: none. 2 spares a small machine the resolution that costs it most."""
 
     channels: int = 128
     """Channels of the first level. The time embedding has 4 times as many."""
@@ -32,7 +36,7 @@ class UNetConfig:
     """Residual blocks a level on the way down; one more on the way up."""
 
     attention_downsamples: tuple[int, ...] = (4,)
-    """Levels with attention, by their downsampling: 4 is the level at a quarter of the image size."""
+    """Levels with attention, by their downsampling: 4 is the level at a quarter of the first one's size."""
 
     heads: int = 8
     """Attention heads of every attention layer; ignored where `head_channels` is set."""
@@ -72,7 +76,7 @@ class UNetConfig:
     """Channels of a context token."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "in_channels", "out_channels", "channels", "residual_blocks", "heads"):
+        for name in ("image_size", "in_channels", "out_channels", "patch_size", "channels", "residual_blocks", "heads"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("num_attributes", "mask_channels", "context_tokens"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
@@ -111,7 +115,7 @@ class UNetConfig:
 
     @property
     def total_downsampling(self) -> int:
-        return self.downsamples[-1]
+        return self.patch_size * self.downsamples[-1]
 
     @property
     def widths(self) -> tuple[int, ...]:

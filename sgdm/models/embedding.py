@@ -53,12 +53,16 @@ class ConditionProjection(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, fan_in: int) -> None:
-        """Like torch's linear layer of the same inputs, as in the paper's released code."""
+        """Like torch's linear layer of the same inputs, but for the table of clusters.
+
+        The released code starts that like a linear layer too, within 1 / sqrt(K): a condition so faint beside the time
+        is hardly learned in a short run. Here it is standard normal, as torch's tables are.
+        """
         bound = fan_in**-0.5
         for parameter in self.parameters():
             parameter.uniform_(-bound, bound)
-        if self.cluster is not None and self.cluster.padding_idx is not None:
-            self.cluster.weight[self.cluster.padding_idx].zero_()
+        if self.cluster is not None:
+            self.cluster.reset_parameters()  # leaves zeros in the row of a null condition that stays zero
 
     def forward(self, condition: Condition) -> Tensor:
         """[B, width]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import Backend
@@ -40,7 +41,8 @@ class UNet(Pretrained):
         self.config = config
         self.attention_backend = attention_backend
         self.embedder = Embedder(config)
-        self.input = convolution(config.in_channels + config.mask_channels, config.channels)
+        pixels = config.patch_size**2
+        self.input = convolution(pixels * (config.in_channels + config.mask_channels), config.channels)
         self.encoder, skip_widths = self._build_encoder()
         innermost = config.widths[-1]
         self.middle = Stage(
@@ -50,13 +52,14 @@ class UNet(Pretrained):
         )
         self.decoder = self._build_decoder(skip_widths)
         self.output_norm = GroupNorm(config.widths[0])
-        self.output = zeroed(convolution(config.widths[0], config.out_channels))
+        self.output = zeroed(convolution(config.widths[0], pixels * config.out_channels))
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
         self._check(x, time, condition)
-        dtype = x.dtype
+        config, dtype = self.config, x.dtype
         if condition is not None and condition.mask is not None:
             x = torch.cat((x, condition.mask.to(x.dtype)), dim=1)
+        x = F.pixel_unshuffle(x, config.patch_size)
         x = x.to(self.input.weight.dtype, memory_format=torch.channels_last)
         guide = self.embedder(time, condition)
 
@@ -68,7 +71,8 @@ class UNet(Pretrained):
         x = self.middle(x, guide)
         for stage in self.decoder:
             x = stage(torch.cat((x, skips.pop()), dim=1), guide)
-        return self.output(self.output_norm(x)).to(dtype)
+        y = F.pixel_shuffle(self.output(self.output_norm(x)), config.patch_size)
+        return y.to(dtype, memory_format=torch.channels_last)
 
     def _build_encoder(self) -> tuple[nn.ModuleList, list[int]]:
         """The stages on the way down, and the channels of every skip connection, the input's first."""

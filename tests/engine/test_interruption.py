@@ -1,0 +1,101 @@
+"""kill -9 in the middle of a stage: the same command goes on from the last whole point and ends where it would have."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import annotate, checkpoint, prepare
+from engine.config import Config, save_config
+from sgdm.models.unet import UNet
+
+ENGINE = Path(checkpoint.__file__).parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def start(program: str, config: Config) -> subprocess.Popen[str]:
+    path = config.run.with_suffix(".yaml")
+    save_config(config, path)
+    return subprocess.Popen(
+        [sys.executable, str(ENGINE / f"{program}.py"), "--config", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    shown, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, shown
+    return shown
+
+
+def kill_when(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, f"ended by itself: {process.communicate()[0]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def annotated(config: Config) -> Config:
+    long = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, images=4_800, checkpoint_images=480, log_images=160)
+    )
+    prepare.run(long)
+    annotate.run(long)
+    return long
+
+
+def test_training_that_is_killed_ends_as_if_it_were_not(annotated: Config) -> None:
+    whole = dataclasses.replace(annotated, run=annotated.run.with_name("whole"))
+    finish(start("train", whole))
+    process = start("train", annotated)
+    kill_when(process, lambda: checkpoint.newest(annotated.run) is not None)
+    last = checkpoint.newest(annotated.run)
+    assert last is not None and checkpoint.images_of(last) < 4_800
+    assert "going on from" in finish(start("train", annotated))
+    one, two = (
+        UNet.from_pretrained(run / "checkpoints" / "4800" / "ema-0.9").state_dict()
+        for run in (whole.run, annotated.run)
+    )
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+def test_sampling_that_is_killed_keeps_the_scales_that_are_whole(annotated: Config) -> None:
+    config = dataclasses.replace(
+        annotated,
+        training=dataclasses.replace(annotated.training, images=64),
+        sampling=dataclasses.replace(annotated.sampling, guidance_scales=(0.0, 1.0, 2.0, 3.0), images=200, steps=40),
+    )
+    finish(start("train", config))
+    first = config.run / "samples" / "guidance-0.npz"
+    process = start("sample", config)
+    kill_when(process, first.exists)
+    before = first.stat().st_mtime_ns
+    finish(start("sample", config))
+    assert first.stat().st_mtime_ns == before
+    assert len(list((config.run / "samples").glob("guidance-*.npz"))) == 4
+
+
+def test_ctrl_c_says_how_to_go_on(annotated: Config) -> None:
+    process = start("train", annotated)
+    deadline = time.monotonic() + 300
+    while checkpoint.newest(annotated.run) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on from the last whole point" in shown

@@ -1,0 +1,64 @@
+"""Several processes under the DeepSpeed launcher, on one machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import annotate, checkpoint, prepare
+from engine.config import Config, save_config
+
+ENGINE = Path(checkpoint.__file__).parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def launch(program: str, config: Config, processes: int, port: int) -> str:
+    path = config.run.with_suffix(".yaml")
+    save_config(config, path)
+    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", str(processes), "--master_port", str(port)]
+    done = subprocess.run(
+        [*command, ENGINE / f"{program}.py", "--config", path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def losses(config: Config) -> list[float]:
+    return [json.loads(line)["loss"] for line in (config.run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the launcher needs Linux")
+def test_loss_and_samples_do_not_depend_on_the_number_of_processes(config: Config) -> None:
+    prepare.run(config)
+    annotate.run(config)
+    runs = {}
+    for name, processes, stage in (("one", 1, 0), ("two", 2, 0), ("sharded", 2, 1)):
+        runs[name] = dataclasses.replace(
+            config,
+            run=config.run.with_name(name),
+            training=dataclasses.replace(config.training, zero_stage=stage),
+        )
+        launch("train", runs[name], processes, port=29_610 + len(runs))
+        launch("sample", runs[name], processes, port=29_620 + len(runs))
+    np.testing.assert_allclose(losses(runs["two"]), losses(runs["one"]), rtol=1e-4)
+    np.testing.assert_allclose(losses(runs["sharded"]), losses(runs["one"]), rtol=1e-4)
+    for name in ("two", "sharded"):
+        for file in ("guidance-0.npz", "guidance-2.npz"):
+            with (
+                np.load(runs["one"].run / "samples" / file) as expected,
+                np.load(runs[name].run / "samples" / file) as found,
+            ):
+                np.testing.assert_array_equal(found["cluster"], expected["cluster"])
+                assert np.abs(found["image"].astype(int) - expected["image"]).max() <= 1
