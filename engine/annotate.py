@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import distributed, telemetry
-from engine.config import Config, to_plain
+from engine.config import Config
 from engine.console import run_program
 from engine.info import versions
 from sgdm.annotate.clusters import cluster_report, fit_clusters
 from sgdm.annotate.features import Encoder, WeightsUnavailable, extract, load_backbone
-from sgdm.annotate.selfsup import fit_whitened_pixels, load_encoder, save_encoder, train_encoder
+from sgdm.annotate.selfsup import at_size, fit_whitened_pixels, load_encoder, save_encoder, train_encoder
 from sgdm.annotate.store import AnnotationError, AnnotationManifest, begin_annotation, load_annotation, save_annotation
 from sgdm.data.beton import check_beton
 from sgdm.data.loader import Loader
@@ -34,15 +34,19 @@ def run(config: Config) -> None:
         return
     beton = config.data.folder / "train.beton"
     data = check_beton(beton)
-    key = fingerprint(to_plain(annotation), config.seed)
-    if _is_whole(folder, data.digest, key):
+    if annotation.num_clusters > data.count:
+        raise ValueError(
+            f"annotation.num_clusters is {annotation.num_clusters}, but {beton} has only {data.count} images: "
+            f"give at most {data.count}"
+        )
+    if _is_whole(folder, data.digest):
         telemetry.skip("annotate", folder)
         return
-    with telemetry.stage(config.run, "annotate") as record:
+    with telemetry.stage(config, "annotate") as record:
         device = distributed.default_device()
         loader = Loader(beton, batch_size=annotation.batch_size, device=device, seed=config.seed)
-        features_path = begin_annotation(folder)
         encoder, note = make_encoder(config, loader)
+        features_path = begin_annotation(folder)
         labels = np.full(data.count, -1, dtype=np.int64)
         with telemetry.progress("annotate, features", data.count) as advance:
             extract(encoder, _images_and_indices(loader, labels), data.count, features_path, advance)
@@ -60,7 +64,6 @@ def run(config: Config) -> None:
             seed=config.seed,
             iterations=annotation.iterations,
             parameters={
-                "key": key,
                 "note": note,
                 "sample_size": clusters.sample_size,
                 "objective": clusters.objective,
@@ -113,11 +116,11 @@ def _own_encoder(config: Config, loader: Loader) -> Encoder:
 
 
 def _training_images(loader: Loader, seed: int) -> Tensor:
-    """uint8 [N, 3, H, W] on the CPU: all images, or a random choice of TRAINING_IMAGES."""
+    """uint8 [N, 3, 32, 32] on the CPU: all images, or a random choice of TRAINING_IMAGES."""
     rows = np.arange(len(loader))
     if len(rows) > TRAINING_IMAGES:
         rows = np.sort(np.random.default_rng(seed).choice(rows, TRAINING_IMAGES, replace=False))
-    return torch.cat([batch.image.cpu() for batch in loader.select(rows)])
+    return torch.cat([at_size(batch.image).cpu() for batch in loader.select(rows)])
 
 
 def _images_and_indices(loader: Loader, labels: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -127,11 +130,12 @@ def _images_and_indices(loader: Loader, labels: NDArray[np.int64]) -> Iterator[t
         yield batch.image, batch.index
 
 
-def _is_whole(folder: Path, data_digest: str, key: str) -> bool:
+def _is_whole(folder: Path, data_digest: str) -> bool:
     try:
-        return load_annotation(folder, data_digest).manifest.parameters.get("key") == key
+        load_annotation(folder, data_digest)
     except AnnotationError:
         return False
+    return True
 
 
 def main() -> None:

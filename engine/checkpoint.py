@@ -5,14 +5,19 @@ DeepSpeed's own files are pickles: only those of the run's own folder are ever l
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed
+from safetensors import SafetensorError
 
-from engine.config import Config, save_config
+from engine.config import Config, load_config, save_config
 from engine.distributed import Ranks
 from engine.ema import Averages
 from sgdm.files import read_json, write_json
@@ -32,49 +37,62 @@ def average_folder(checkpoint: Path, decay: float) -> Path:
 
 def newest(run: Path) -> Path | None:
     """The last whole checkpoint of a run."""
-    whole = [path for path in (run / "checkpoints").glob("[0-9]*") if (path / "state.json").is_file()]
-    return max(whole, key=images_of, default=None)
+    return max(_whole(run / "checkpoints"), key=images_of, default=None)
 
 
 def images_of(checkpoint: Path) -> int:
     return int(checkpoint.name)
 
 
+def provenance(data_digest: str, clusters: np.ndarray | None) -> dict[str, str | None]:
+    """What a run is trained on: images, and the cluster id of each; with other ids, guidance would be silently wrong."""
+    ids = None if clusters is None else hashlib.sha256(np.ascontiguousarray(clusters, np.int64)).hexdigest()
+    return {"data": data_digest, "clusters": ids}
+
+
 def save(
-    run: Path, engine: Any, averages: Averages, images: int, config: Config, data_digest: str, ranks: Ranks
+    config: Config,
+    engine: Any,
+    averages: Averages,
+    images: int,
+    trained_on: dict[str, str | None],
+    ranks: Ranks,
 ) -> Path:
-    """Writes checkpoints/<images>; every process must call it. The newest whole one stays whatever happens here."""
-    folder = run / "checkpoints"
+    """Writes checkpoints/<images>; every process must call it. The newest whole one stays whatever happens here.
+
+    CheckpointError where it cannot be written. The process that meets it ends, and the launcher ends the others."""
+    folder = config.run / "checkpoints"
     partial, final = folder / f".{images}.partial", folder / str(images)
-    if ranks.first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    torch.distributed.barrier()
-    failure: Exception | None = None
     try:
+        if ranks.first:
+            _forget_partial(folder)
+            partial.mkdir(parents=True)
+        torch.distributed.barrier()
         engine.save_checkpoint(str(partial), tag=STATE, save_latest=False)
         if ranks.first:
             for decay, network in averages.networks.items():
                 network.save_pretrained(average_folder(partial, decay))
             save_config(config, partial / "config.yaml")
-            state = {"images": images, "ema_steps": averages.steps, "data_digest": data_digest}
+            state = {
+                "images": images,
+                "ema_steps": averages.steps,
+                "trained_on": trained_on,
+                "processes": ranks.world_size,
+                "zero_stage": config.training.zero_stage,
+            }
             write_json(partial / "state.json", state)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a full disk is a RuntimeError where torch's zip writer meets it
-        failure = error
-    if not ranks.everyone(failure is None):
-        if ranks.first:
-            shutil.rmtree(partial, ignore_errors=True)
-        last = newest(run)
+            _sync(partial)
+    # A full disk is a RuntimeError where torch writes, and an error of its own where safetensors does.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        last = newest(config.run)
         kept = f"the last whole one is {last}" if last else "there is no earlier one"
         raise CheckpointError(
-            f"the checkpoint at {images:,} images could not be written to {folder} "
-            f"({failure or 'on another process'}); {kept}; make room or repair the disk and run the same command again"
-        ) from failure
+            f"the checkpoint at {images:,} images could not be written to {folder} ({error}); {kept}; "
+            "make room or repair the disk and run the same command again"
+        ) from error
+    torch.distributed.barrier()  # the shards of all processes are there
     if ranks.first:
-        _sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync_folder(folder)
@@ -83,44 +101,75 @@ def save(
     return final
 
 
-def load(checkpoint: Path, engine: Any, averages: Averages, config: Config, data_digest: str) -> int:
-    """Restores everything of a checkpoint of this run; returns the images seen. CheckpointError if it does not fit."""
-    check(checkpoint, config, data_digest)
+def load(checkpoint: Path, engine: Any, averages: Averages, config: Config, ranks: Ranks) -> int:
+    """Restores everything of a checkpoint that `check` has passed; returns the images seen.
+
+    CheckpointError where it is damaged, or sharded over another number of processes."""
     state = read_json(checkpoint / "state.json")
-    engine.load_checkpoint(str(checkpoint), tag=STATE)
-    for decay, network in averages.networks.items():
-        saved = UNet.from_pretrained(average_folder(checkpoint, decay))
-        network.load_state_dict(saved.state_dict())
+    sharding, wanted = (state["zero_stage"], state["processes"]), (config.training.zero_stage, ranks.world_size)
+    if sharding != wanted and (sharding[0] or wanted[0]):
+        raise CheckpointError(
+            f"{checkpoint} is of ZeRO stage {sharding[0]} on {sharding[1]} process(es), this run of stage {wanted[0]} "
+            f"on {wanted[1]}: go on with --training.zero-stage {sharding[0]} and {sharding[1]} process(es)"
+        )
+    try:
+        path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
+        for decay, network in averages.networks.items():
+            saved = UNet.from_pretrained(average_folder(checkpoint, decay), expected=config.network)
+            network.load_state_dict(saved.state_dict())
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, PretrainedError) as error:
+        raise CheckpointError(_damaged(checkpoint, str(error))) from error
+    if path is None:
+        raise CheckpointError(_damaged(checkpoint, f"nothing to load in {checkpoint / STATE}"))
     averages.steps = state["ema_steps"]
     return int(state["images"])
 
 
-def check(checkpoint: Path, config: Config, data_digest: str) -> None:
-    """Refuses a checkpoint of another network, other averages or another data set, naming what differs."""
+def check(checkpoint: Path, config: Config, trained_on: dict[str, str | None]) -> None:
+    """Refuses a checkpoint of another network, objective, averages, images or clusters, naming what differs."""
+    trained = load_config(checkpoint / "config.yaml")
+    way_out = f"use --config {checkpoint / 'config.yaml'}, or another --run folder"
+    for what, found, wanted in (
+        ("architecture", trained.network, config.network),
+        ("objective", trained.diffusion, config.diffusion),
+    ):
+        if found != wanted:
+            raise CheckpointError(f"{checkpoint} is of another {what}: {_differences(found, wanted)}: {way_out}")
     for decay in config.training.ema_decays:
-        folder = average_folder(checkpoint, decay)
-        if not folder.is_dir():
-            tracked = ", ".join(path.name for path in sorted(checkpoint.glob("ema-*")))
+        if decay not in trained.training.ema_decays:
             raise CheckpointError(
-                f"{checkpoint} has no average of decay {decay:g} (it has {tracked}): "
-                "use its decays in training.ema_decays, or another --run folder"
+                f"{checkpoint} has no average of decay {decay:g} (it has {trained.training.ema_decays}): {way_out}"
             )
-        try:
-            UNet.from_pretrained(folder, expected=config.network)
-        except PretrainedError as error:
-            raise CheckpointError(
-                f"{error}: use --config {checkpoint / 'config.yaml'}, or another --run folder"
-            ) from error
-    found = read_json(checkpoint / "state.json")["data_digest"]
-    if found != data_digest:
-        raise CheckpointError(
-            f"{checkpoint} was trained on data {found}, these are {data_digest}: use another --run folder"
-        )
+    found_on = read_json(checkpoint / "state.json")["trained_on"]
+    for part, digest in trained_on.items():
+        if found_on[part] != digest:
+            raise CheckpointError(f"{checkpoint} was trained on {part} {found_on[part]}, these are {digest}: {way_out}")
+
+
+def _differences(found: Any, wanted: Any) -> str:
+    return ", ".join(
+        f"{field.name} is {getattr(found, field.name)} where {getattr(wanted, field.name)} is expected"
+        for field in dataclasses.fields(found)
+        if getattr(found, field.name) != getattr(wanted, field.name)
+    )
+
+
+def _damaged(checkpoint: Path, reason: str) -> str:
+    return f"{checkpoint} is damaged ({reason}): delete it, and the same command goes on from the one before"
+
+
+def _whole(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.name.isdigit() and (path / "state.json").is_file()]
 
 
 def _forget_old(folder: Path, keep: int) -> None:
-    whole = sorted((path for path in folder.glob("[0-9]*")), key=images_of)
-    for path in whole[:-keep]:
+    for path in sorted(_whole(folder), key=images_of)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _forget_partial(folder: Path) -> None:
+    """What a kill left behind."""
+    for path in folder.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -13,8 +13,11 @@ import pydantic
 import tyro
 import yaml
 
-from sgdm.files import atomic_write
+from sgdm.files import atomic_write, fingerprint
 from sgdm.models.config import UNetConfig
+
+SMALLEST_SET = 10
+"""Images; the Inception score takes ten parts, precision and recall the fifth neighbour of each."""
 
 
 class ConfigError(ValueError):
@@ -62,6 +65,8 @@ class AnnotationConfig:
             self.num_clusters == 0 or self.num_clusters >= 2,
             f"annotation.num_clusters is {self.num_clusters}: give at least 2, or 0 for no condition",
         )
+        for name in ("encoder_images", "iterations", "batch_size"):
+            require(getattr(self, name) >= 1, f"annotation.{name} is {getattr(self, name)}: give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,9 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             require(value >= 1, f"training.{name} is {value}: give at least 1")
+        for name in ("warmup_images", "cooldown_images", "gradient_clip", "weight_decay"):
+            require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}: give at least 0")
+        require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: give more than 0")
         require(
             self.batch_size % self.accumulation == 0,
             f"training.batch_size {self.batch_size} is no multiple of training.accumulation {self.accumulation}",
@@ -159,9 +167,10 @@ class SamplingConfig:
     """Images a forward pass; has no effect on the images."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "steps", "batch_size"):
+        for name in ("steps", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"sampling.{name} is {value}: give at least 1")
+        require(self.images >= SMALLEST_SET, f"sampling.images is {self.images}: metrics need {SMALLEST_SET}")
         require(len(self.guidance_scales) >= 1, "sampling.guidance_scales is empty: give at least one, such as 2")
 
 
@@ -180,9 +189,11 @@ class EvaluationConfig:
     """Images a forward pass of the feature network."""
 
     def __post_init__(self) -> None:
-        for name in ("reference_images", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"evaluation.{name} is {value}: give at least 1")
+        require(self.batch_size >= 1, f"evaluation.batch_size is {self.batch_size}: give at least 1")
+        require(
+            self.reference_images >= SMALLEST_SET,
+            f"evaluation.reference_images is {self.reference_images}: metrics need {SMALLEST_SET}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +211,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed is {self.seed}: give at least 0")
+        try:
+            _ = self.network
+        except ValueError as error:
+            raise ConfigError(f"data.image_size {self.data.image_size} does not fit model: {error}") from error
         decay = self.sampling.ema_decay
         require(
             decay is None or decay in self.training.ema_decays,
@@ -220,11 +236,11 @@ class Config:
 
     @property
     def annotation_folder(self) -> Path:
-        return (
-            self.data.folder
-            / "annotations"
-            / f"{self.annotation.encoder.replace('/', '-')}-{self.annotation.num_clusters}"
-        )
+        """Named by all that decides the annotation, so that runs on one data set never overwrite each other's."""
+        decisive = to_plain(self.annotation)
+        del decisive["batch_size"]
+        name = f"{self.annotation.encoder.replace('/', '-')}-{self.annotation.num_clusters}"
+        return self.data.folder / "annotations" / f"{name}-{fingerprint(decisive, self.seed)[:8]}"
 
 
 def to_plain(config: Any) -> Any:
@@ -253,16 +269,18 @@ def load_config(path: Path) -> Config:
         return pydantic.TypeAdapter(Config).validate_python(plain)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # one of ours, which says everything
+            raise ConfigError(f"{path}: {first['ctx']['error']}") from error
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"{path}: {where}: {first['msg']} (found {first['input']!r})") from error
 
 
 def _refuse_unknown_fields(plain: Any, schema: type, path: str, prefix: str) -> None:
     require(isinstance(plain, dict), f"{path}: {prefix or 'the file'} must hold fields, found {plain!r}")
-    types = get_type_hints(schema)
+    types, names = get_type_hints(schema), [entry.name for entry in dataclasses.fields(schema)]
     for name, value in plain.items():
-        if name not in types:
-            nearest = difflib.get_close_matches(str(name), types, n=3, cutoff=0.4) or sorted(types)
+        if name not in names:
+            nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names
             raise ConfigError(f"{path}: unknown field {prefix}{name}; nearest: {', '.join(nearest)}")
         if dataclasses.is_dataclass(types[name]):
             _refuse_unknown_fields(value, types[name], path, prefix=f"{prefix}{name}.")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import torch
+import torch.distributed
 import tyro
 
 import kernels
-from engine.config import Config, ConfigError, load_config, save_config
+from engine.config import Config, ConfigError, load_config
 from engine.recipes import RECIPES
-from engine.telemetry import say
+from engine.telemetry import errors, say
 
 PROGRAMS = {
     "prepare": "Images from a source into train.beton (FFCV), with a manifest.",
@@ -69,21 +73,33 @@ def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
 
 
 def run_program(program: str, run: Callable[[Config], None], arguments: list[str] | None = None) -> None:
-    """Parses, stores the resolved configuration in the run folder, runs; a user's error ends in one clear line."""
+    """Parses and runs; a user's error ends in one clear line, Ctrl-C (the launcher's SIGTERM) in a way to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _refuse_foreign_packages()
-        config = parse(program, sys.argv[1:] if arguments is None else arguments)
-        if os.environ.get("RANK", "0") == "0":
-            save_config(config, config.run / "config.yaml")
-        run(config)
+        run(parse(program, sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
-        say(f"{program}: interrupted; the same command goes on from the last whole point")
-        raise SystemExit(130) from None
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_IGN)
+        _fail(f"{program}: interrupted; the same command goes on from the last whole point", 130)
+    except torch.OutOfMemoryError as error:
+        _fail(
+            f"{program}: out of memory ({error}): raise training.accumulation, or lower training.batch_size, "
+            "sampling.batch_size, annotation.batch_size or evaluation.batch_size",
+            2,
+        )
     except (ValueError, OSError) as error:
         if os.environ.get("SGDM_TRACEBACK"):
             raise
-        say(f"{program}: {error}\n(SGDM_TRACEBACK=1 shows where)")
-        raise SystemExit(2) from None
+        _fail(f"{program}: {error}\n(SGDM_TRACEBACK=1 shows where)", 2)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    errors.print(message, markup=False)
+    raise SystemExit(status)
 
 
 def _refuse_foreign_packages() -> None:
@@ -109,8 +125,7 @@ def main() -> None:
     program, rest = arguments[0], arguments[1:]
     if program not in PROGRAMS:
         nearest = difflib.get_close_matches(program, PROGRAMS, n=3, cutoff=0.4) or list(PROGRAMS)
-        say(f"sgdm: there is no program {program}; nearest: {', '.join(nearest)}")
-        raise SystemExit(2)
+        _fail(f"sgdm: there is no program {program}; nearest: {', '.join(nearest)}", 2)
     if program == "info":
         importlib.import_module("engine.info").main()
         return

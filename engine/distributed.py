@@ -28,12 +28,6 @@ class Ranks:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
 
-    def everyone(self, succeeded: bool) -> bool:
-        """Whether all processes succeeded; every process must call it."""
-        flag = torch.tensor([float(succeeded)], device=self.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-        return bool(flag.item())
-
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import distributed, telemetry
-from engine.config import Config, to_plain
+from engine.config import SMALLEST_SET, Config, to_plain
 from engine.console import run_program
 from engine.info import devices, versions
 from engine.report import write_report
-from engine.sample import expected_samples, is_whole
+from engine.sample import is_whole, make_plan
 from sgdm.data.loader import Loader
 from sgdm.files import fingerprint, read_json, write_json
 from sgdm.metrics.evaluate import evaluate
@@ -24,22 +24,27 @@ from sgdm.metrics.networks import Features, extract_features, load_network
 
 
 def run(config: Config) -> None:
-    samples = expected_samples(config)
+    samples = make_plan(config).files
     for path, key in samples.values():
         if not is_whole(path, key):
             raise ValueError(f"{path} is missing or of another checkpoint or configuration: run sample first")
     metrics_path = config.run / "metrics.json"
-    key = fingerprint(to_plain(config.evaluation), [key for _, key in samples.values()])
     device = distributed.default_device()
-    train = Loader(
-        config.data.folder / "train.beton", batch_size=config.evaluation.batch_size, device=device, seed=config.seed
-    )
+    train = open_split(config, "train", device)
+    reference = train
+    if config.evaluation.reference == "val":
+        if (config.data.folder / "val.beton").exists():
+            reference = open_split(config, "val", device)
+        else:
+            telemetry.say("evaluate: there is no val split; the reference is training images")
+    digests = [train.manifest.digest, reference.manifest.digest]
+    key = fingerprint(to_plain(config.evaluation), digests, [key for _, key in samples.values()])
     if metrics_path.is_file() and read_json(metrics_path).get("key") == key:
         telemetry.skip("evaluate", metrics_path)
     else:
-        with telemetry.stage(config.run, "evaluate") as record:
+        with telemetry.stage(config, "evaluate") as record:
             paths = {scale: path for scale, (path, _) in samples.items()}
-            metrics = measure(config, train, paths, device)
+            metrics = measure(config, train, reference, paths)
             write_json(metrics_path, {**metrics, "key": key})
             record.images = len(paths) * config.sampling.images
             record.result = str(metrics_path)
@@ -54,11 +59,16 @@ def run(config: Config) -> None:
     telemetry.say(f"report -> {report}")
 
 
-def measure(config: Config, train: Loader, samples: dict[float, Path], device: torch.device) -> dict[str, Any]:
+def open_split(config: Config, split: str, device: torch.device) -> Loader:
+    path = config.data.folder / f"{split}.beton"
+    return Loader(path, batch_size=config.evaluation.batch_size, device=device, seed=config.seed)
+
+
+def measure(config: Config, train: Loader, reference: Loader, samples: dict[float, Path]) -> dict[str, Any]:
     """What metrics.json holds: every guidance scale, and real training images as the floor, against a reference."""
     evaluation = config.evaluation
-    network = load_network(evaluation.network, evaluation.weights, device)
-    reference, reference_rows, floor_rows = choose_real_images(config, train)
+    network = load_network(evaluation.network, evaluation.weights, train.device)
+    reference_rows, floor_rows = choose_real_images(config, train, reference)
     total = len(reference_rows) + len(floor_rows) + len(samples) * config.sampling.images
     with telemetry.progress("evaluate", total) as advance:
 
@@ -84,21 +94,15 @@ def measure(config: Config, train: Loader, samples: dict[float, Path], device: t
     }
 
 
-def choose_real_images(config: Config, train: Loader) -> tuple[Loader, NDArray[np.int64], NDArray[np.int64]]:
-    """The reference split with its rows, and the rows of other, training images that give the floor of the metrics.
+def choose_real_images(config: Config, train: Loader, reference: Loader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the reference, and rows of other, training images that give the floor of the metrics, as many as samples.
 
-    Without a val split the training images are the reference; what is left of them gives the floor."""
-    evaluation, wanted = config.evaluation, config.sampling.images
-    order = np.random.default_rng(config.seed).permutation(len(train))
-    val_path = config.data.folder / "val.beton"
-    if evaluation.reference == "val" and val_path.exists():
-        val = Loader(val_path, batch_size=evaluation.batch_size, device=train.device, seed=config.seed)
-        rows = np.random.default_rng(config.seed).permutation(len(val))[: evaluation.reference_images]
-        return val, np.sort(rows), np.sort(order[:wanted])
-    if evaluation.reference == "val":
-        telemetry.say("evaluate: there is no val split; the reference is training images")
-    split = min(evaluation.reference_images, len(train))
-    return train, np.sort(order[:split]), np.sort(order[split : split + wanted])
+    Where the training images are the reference, what is left of them gives the floor, if that is enough to measure."""
+    order = np.random.default_rng(config.seed).permutation(len(reference))
+    rows = order[: config.evaluation.reference_images]
+    others = order[len(rows) :] if reference is train else np.random.default_rng(config.seed).permutation(len(train))
+    floor = others[: config.sampling.images]
+    return np.sort(rows), np.sort(floor) if len(floor) >= SMALLEST_SET else floor[:0]
 
 
 def print_results(metrics: dict[str, Any]) -> None:

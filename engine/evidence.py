@@ -47,7 +47,7 @@ def gather(run: Path, data: Path, annotation: Path) -> Evidence:
         log=_read_log(run / "log.jsonl"),
         stages=_read_stages(run / "stages.json"),
         metrics=_read_metrics(run / "metrics.json"),
-        samples=_find_samples(run / "samples"),
+        samples=_find_samples(run / "samples", config.sampling.guidance_scales),
         parameters=_count_parameters(run, config),
     )
 
@@ -143,15 +143,10 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return metrics
 
 
-def _find_samples(folder: Path) -> dict[float, Path]:
-    """Guidance scale -> file of samples, from guidance-<w>.npz."""
-    found = {}
-    for path in sorted(folder.glob("guidance-*.npz")):
-        try:
-            found[float(path.stem.removeprefix("guidance-"))] = path
-        except ValueError as error:
-            raise EvidenceError(f"{path} is not named guidance-<number>.npz: rename or remove it") from error
-    return found
+def _find_samples(folder: Path, scales: tuple[float, ...]) -> dict[float, Path]:
+    """Guidance scale -> file of samples; files of scales that the run no longer has are of an older one."""
+    files = {scale: folder / f"guidance-{scale:g}.npz" for scale in sorted(scales)}
+    return {scale: path for scale, path in files.items() if path.exists()}
 
 
 def _count_parameters(run: Path, config: Config) -> int | None:

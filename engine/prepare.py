@@ -7,7 +7,7 @@ from pathlib import Path
 from engine import telemetry
 from engine.config import Config
 from engine.console import run_program
-from sgdm.data.beton import is_prepared, read_manifest, unreadable_path, write_beton
+from sgdm.data.beton import is_prepared, manifest_path, read_manifest, unreadable_path, write_beton
 from sgdm.data.sources import MissingSplit, Source, Split, open_source
 
 
@@ -18,6 +18,8 @@ def run(config: Config) -> None:
         sources["val"] = open_source(data.source, "val")
     except MissingSplit:
         telemetry.say("prepare: there is no val split; metrics compare with training images")
+        for stale in (manifest_path(data.folder / "val.beton"), data.folder / "val.beton"):
+            stale.unlink(missing_ok=True)  # of another source
     missing = {
         split: source
         for split, source in sources.items()
@@ -27,7 +29,7 @@ def run(config: Config) -> None:
         telemetry.skip("prepare", data.folder)
         return
     total = sum(len(source) for source in missing.values())
-    with telemetry.stage(config.run, "prepare") as record, telemetry.progress("prepare", total) as advance:
+    with telemetry.stage(config, "prepare") as record, telemetry.progress("prepare", total) as advance:
         for split, source in missing.items():
             path = data.folder / f"{split}.beton"
             manifest = write_beton(source, path, data.image_size, split=split, strict=data.strict, advance=advance)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,70 +30,66 @@ from sgdm.models.unet import UNet
 from sgdm.progress import Advance
 
 
-def sample_file(config: Config, guidance_scale: float) -> Path:
-    return config.run / "samples" / f"guidance-{guidance_scale:g}.npz"
+@dataclass(frozen=True)
+class Plan:
+    """What is to be sampled, from what."""
+
+    weights: Path
+    """Folder of the averaged weights."""
+    frequencies: NDArray[np.float64] | None
+    """Each cluster's share of the training images, [K]; None where the network is unconditional."""
+    files: dict[float, tuple[Path, str]]
+    """For every guidance scale its file and the digest of everything that decides its images."""
 
 
-def sample_key(config: Config, weights: Path, guidance_scale: float, frequencies: NDArray[np.float64] | None) -> str:
-    """Everything that decides the images of one guidance scale, in one digest."""
+def make_plan(config: Config) -> Plan:
+    """ValueError where there is no checkpoint, or none that fits."""
+    data_digest = check_beton(config.data.folder / "train.beton").digest
+    last = checkpoint.newest(config.run)
+    if last is None:
+        raise ValueError(f"{config.run} has no checkpoint: run train first")
+    ids = frequencies = None
+    if config.annotation.num_clusters:
+        annotation = load_annotation(config.annotation_folder, data_digest)
+        ids, frequencies = annotation.clusters, annotation.frequencies
+    checkpoint.check(last, config, checkpoint.provenance(data_digest, ids))
+    weights = checkpoint.average_folder(last, config.ema_decay)
     sampling = to_plain(config.sampling)
     del sampling["guidance_scales"], sampling["batch_size"]
-    ids = None if frequencies is None else frequencies.tolist()
-    return fingerprint(
+    common = fingerprint(
         sha256_file(weights / "model.safetensors"),
         to_plain(config.diffusion),
         sampling,
         config.seed,
-        guidance_scale,
-        ids,
+        None if frequencies is None else frequencies.tolist(),
     )
+    scales = config.sampling.guidance_scales if frequencies is not None else (0.0,)
+    folder = config.run / "samples"
+    files = {scale: (folder / f"guidance-{scale:g}.npz", fingerprint(common, scale)) for scale in scales}
+    return Plan(weights, frequencies, files)
 
 
 def is_whole(path: Path, key: str) -> bool:
-    """Whether a file of samples exists and was drawn by this key."""
-    if not path.is_file():
+    """Whether a file of samples exists, undamaged, and was drawn by this key."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["key"]) == key
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return False
-    with np.load(path, allow_pickle=False) as file:
-        return str(file["key"]) == key
-
-
-def expected_samples(config: Config) -> dict[float, tuple[Path, str]]:
-    """For every guidance scale of the configuration its file and its key; ValueError where there is no checkpoint."""
-    weights = load_weights_folder(config)
-    frequencies = cluster_frequencies(config)
-    scales = config.sampling.guidance_scales if frequencies is not None else (0.0,)
-    return {scale: (sample_file(config, scale), sample_key(config, weights, scale, frequencies)) for scale in scales}
-
-
-def load_weights_folder(config: Config) -> Path:
-    """Where the averaged weights of the newest checkpoint lie; ValueError where there is none that fits."""
-    last = checkpoint.newest(config.run)
-    if last is None:
-        raise ValueError(f"{config.run} has no checkpoint: run train first")
-    checkpoint.check(last, config, check_beton(config.data.folder / "train.beton").digest)
-    return checkpoint.average_folder(last, config.ema_decay)
-
-
-def cluster_frequencies(config: Config) -> NDArray[np.float64] | None:
-    """Each cluster's share of the training images, [K]; None where the network is unconditional."""
-    if not config.annotation.num_clusters:
-        return None
-    manifest = check_beton(config.data.folder / "train.beton")
-    return load_annotation(config.annotation_folder, manifest.digest).frequencies
 
 
 def run(config: Config) -> None:
-    missing = {scale: file for scale, file in expected_samples(config).items() if not is_whole(*file)}
+    plan = make_plan(config)
+    missing = {scale: file for scale, file in plan.files.items() if not is_whole(*file)}
     ranks = distributed.initialize()
     if not missing:
         if ranks.first:
             telemetry.skip("sample", config.run / "samples")
         return
     images = config.sampling.images
-    frequencies = cluster_frequencies(config)
-    ids = None if frequencies is None else draw_clusters(frequencies, images, config.seed)
-    with telemetry.stage(config.run, "sample", visible=ranks.first) as record:
-        denoiser = load_denoiser(config, ranks)
+    ids = None if plan.frequencies is None else draw_clusters(plan.frequencies, images, config.seed)
+    with telemetry.stage(config, "sample", visible=ranks.first) as record:
+        denoiser = load_denoiser(config, plan.weights, ranks)
         total = images * len(missing)
         with telemetry.progress("sample", total, visible=ranks.first) as advance:
             for scale, (path, key) in missing.items():
@@ -110,8 +108,8 @@ def draw_clusters(frequencies: NDArray[np.float64], images: int, seed: int) -> N
     return np.minimum(ids, len(frequencies) - 1)
 
 
-def load_denoiser(config: Config, ranks: Ranks) -> Denoiser:
-    network = UNet.from_pretrained(load_weights_folder(config), expected=config.network).to(ranks.device).eval()
+def load_denoiser(config: Config, weights: Path, ranks: Ranks) -> Denoiser:
+    network = UNet.from_pretrained(weights, expected=config.network).to(ranks.device).eval()
     bf16 = distributed.computes_in_bf16(config.training.precision, ranks.device)
 
     def forward(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:

@@ -26,10 +26,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from engine.config import Config, save_config
 from sgdm.files import read_json, write_json
 from sgdm.progress import Advance, ignore
 
 console = Console(highlight=False, soft_wrap=True)
+errors = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
 def say(message: str) -> None:
@@ -129,8 +131,12 @@ class StageRecord:
 
 
 @contextmanager
-def stage(run: Path, name: str, visible: bool = True) -> Iterator[StageRecord]:
-    """Times a stage, watches its memory; on success adds it to the run's stages.json and says where its result is."""
+def stage(config: Config, name: str, visible: bool = True) -> Iterator[StageRecord]:
+    """A stage that has passed its checks and begins: its configuration becomes the run's config.yaml.
+
+    Its time and memory are added to stages.json when it succeeds, and a line says where its result is."""
+    if visible:
+        save_config(config, config.run / "config.yaml")
     record = StageRecord()
     start = time.monotonic()
     with PeakMemory() as memory:
@@ -147,7 +153,7 @@ def stage(run: Path, name: str, visible: bool = True) -> Iterator[StageRecord]:
     }
     if torch.cuda.is_available():
         row["peak_device_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    path = run / "stages.json"
+    path = config.run / "stages.json"
     stages = read_json(path) if path.exists() else {}
     stages[name] = row
     write_json(path, stages)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from sgdm.annotate.store import load_annotation
 
 from engine import checkpoint, distributed, telemetry
 from engine.config import Config
 from engine.console import run_program
 from engine.trainer import Trainer
+from sgdm.annotate.store import load_annotation
 from sgdm.data.beton import check_beton
 from sgdm.data.loader import Loader
 
@@ -16,19 +16,20 @@ from sgdm.data.loader import Loader
 def run(config: Config) -> None:
     beton = config.data.folder / "train.beton"
     manifest = check_beton(beton)
+    ids = None
+    if config.annotation.num_clusters:
+        ids = load_annotation(config.annotation_folder, manifest.digest).clusters
+    trained_on = checkpoint.provenance(manifest.digest, ids)
     last = checkpoint.newest(config.run)
     if last is not None:
-        checkpoint.check(last, config, manifest.digest)
+        checkpoint.check(last, config, trained_on)
     ranks = distributed.initialize()
     if last is not None and checkpoint.images_of(last) >= config.training.images:
         if ranks.first:
             telemetry.skip("train", last)
         return
-    clusters = None
-    if config.annotation.num_clusters:
-        annotation = load_annotation(config.annotation_folder, manifest.digest)
-        clusters = torch.from_numpy(annotation.clusters).to(ranks.device, torch.int64)
-    with telemetry.stage(config.run, "train", visible=ranks.first) as record:
+    clusters = None if ids is None else torch.from_numpy(ids).to(ranks.device, torch.int64)
+    with telemetry.stage(config, "train", visible=ranks.first) as record:
         loader = Loader(
             beton,
             batch_size=config.training.batch_size // ranks.world_size,
@@ -37,7 +38,7 @@ def run(config: Config) -> None:
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
-        trainer = Trainer(config, loader, clusters, manifest.digest, ranks)
+        trainer = Trainer(config, loader, clusters, trained_on, ranks)
         trainer.resume()
         start = trainer.images
         record.result = str(trainer.train())

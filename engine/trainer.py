@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from sgdm.conditions import Condition
 from sgdm.data.loader import Batch, Loader
 from sgdm.diffusion.noise import training_noise
 from sgdm.diffusion.objective import Objective, make_objective
+from sgdm.files import atomic_write
 from sgdm.models.unet import UNet
 
 
@@ -85,20 +87,29 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
 class Trainer:
     """One training run. All processes build it alike."""
 
-    def __init__(self, config: Config, loader: Loader, clusters: Tensor | None, data_digest: str, ranks: Ranks) -> None:
-        """clusters: int64 [N] on the device, indexed by an image's permanent index; None trains unconditionally."""
+    def __init__(
+        self,
+        config: Config,
+        loader: Loader,
+        clusters: Tensor | None,
+        trained_on: dict[str, str | None],
+        ranks: Ranks,
+    ) -> None:
+        """clusters: int64 [N] on the device, indexed by an image's permanent index; None trains unconditionally.
+        trained_on: see checkpoint.provenance."""
         training = config.training
         parts = ranks.world_size * training.accumulation
         if training.batch_size % parts:
             raise ValueError(
                 f"training.batch_size {training.batch_size} does not divide into {ranks.world_size} processes "
-                f"times training.accumulation {training.accumulation}: give a multiple of {parts}"
+                f"times training.accumulation {training.accumulation}: give a multiple of {parts}, or fewer processes "
+                "(deepspeed --include localhost:0,1)"
             )
         self.config, self.loader, self.clusters, self.ranks = config, loader, clusters, ranks
-        self.data_digest = data_digest
+        self.trained_on = trained_on
         self.local_batch = training.batch_size // ranks.world_size
         self.micro_batch = training.batch_size // parts
-        torch.manual_seed(config.seed)  # the initial weights; dropout
+        torch.manual_seed(config.seed)  # the initial weights
         if ranks.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
@@ -130,7 +141,7 @@ class Trainer:
         """Goes on from the newest whole checkpoint, if there is one."""
         last = checkpoint.newest(self.config.run)
         if last is not None:
-            self.images = checkpoint.load(last, self.engine, self.averages, self.config, self.data_digest)
+            self.images = checkpoint.load(last, self.engine, self.averages, self.config, self.ranks)
             if self.ranks.first:
                 say(f"train: going on from {last}")
 
@@ -146,13 +157,14 @@ class Trainer:
                 loss_sum += self._step(next(batches)) * training.batch_size
                 self.images += training.batch_size
                 advance(training.batch_size)
-                finished = self.images >= training.images
-                if self.images - logged >= training.log_images or finished:
+                saves = self.images - saved >= training.checkpoint_images or self.images >= training.images
+                # A loss that is not finite is found here, before its weights could become the last good checkpoint.
+                if self.images - logged >= training.log_images or saves:
                     loss = self._mean_loss(loss_sum, self.images - logged)
                     if log:
                         log.write(self.images, loss, learning_rate(self.config, self.images), self.ranks.device)
                     logged = self.images
-                if self.images - saved >= training.checkpoint_images or finished:
+                if saves:
                     last = self._save()
                     saved = self.images
         return last
@@ -160,6 +172,9 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         """One optimizer step over this process's part of the global batch; the mean loss, still on the device."""
         training, ranks = self.config.training, self.ranks
+        # Dropout: another mask on every process and at every step, and the same one after a resume.
+        seeds = np.random.SeedSequence((self.config.seed, self.images, ranks.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.images)
         part = slice(ranks.rank * self.local_batch, (ranks.rank + 1) * self.local_batch)
@@ -224,8 +239,8 @@ class _Log:
         self.images = images
         self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
         self.last = time.monotonic()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def write(self, images: int, loss: float, rate: float, device: torch.device) -> None:
         now = time.monotonic()

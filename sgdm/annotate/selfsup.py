@@ -60,7 +60,7 @@ class OwnEncoder:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        return self.network(_centred(_at_size(images.to(self._device))))
+        return self.network(_centred(at_size(images.to(self._device))))
 
 
 class ConvNet(nn.Module):
@@ -242,10 +242,11 @@ def _sample(images: Images, seed: int) -> Tensor:
     """uint8 [at most 65,536, 3, 32, 32], in random order; never more than a batch of large images in memory."""
     rows = np.random.default_rng(seed).permutation(len(images))[:LARGEST_SAMPLE]
     batches = np.array_split(rows, -(-len(rows) // ENCODING_BATCH) or 1)
-    return torch.cat([_at_size(torch.as_tensor(images[batch]).cpu()) for batch in batches])
+    return torch.cat([at_size(torch.as_tensor(images[batch]).cpu()) for batch in batches])
 
 
-def _at_size(images: Tensor) -> Tensor:
+def at_size(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] to uint8 [B, 3, 32, 32], what the encoders look at."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are uint8 [B, 3, H, W]; these are {images.dtype} {list(images.shape)}")
     if images.shape[2:] == (SIZE, SIZE):

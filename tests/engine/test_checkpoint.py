@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from engine import checkpoint, distributed
 from engine.checkpoint import CheckpointError
@@ -34,7 +35,7 @@ def save(config: Config) -> Any:
 
     def save_at(images: int, disk_is_full: bool = False) -> Path:
         engine.disk_is_full = disk_is_full
-        return checkpoint.save(config.run, engine, averages, images, config, "digest", ranks)
+        return checkpoint.save(config, engine, averages, images, {"data": "digest", "clusters": None}, ranks)
 
     return save_at
 
@@ -61,12 +62,34 @@ def test_a_full_disk_leaves_the_last_good_one(config: Config, save: Any) -> None
     assert save(16) == checkpoint.newest(config.run)
 
 
+def test_a_disk_that_is_full_for_the_averages(config: Config, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own."""
+    last = save(8)
+
+    def refuse(network: UNet, folder: Path) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(UNet, "save_pretrained", refuse)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(16)
+    assert checkpoint.newest(config.run) == last
+
+
+def test_a_copy_beside_checkpoints_is_left_alone(config: Config, save: Any) -> None:
+    copy = save(8).rename(config.run / "checkpoints" / "8-kept")
+    for images in (16, 24, 32):
+        save(images)
+    assert copy.exists() and checkpoint.newest(config.run) == config.run / "checkpoints" / "32"
+
+
 def test_a_kill_while_writing_leaves_nothing_that_looks_whole(config: Config, save: Any) -> None:
     save(8)
     partial = config.run / "checkpoints" / ".16.partial"
     partial.mkdir()
     (partial / "state.json").write_text("{}")
     assert checkpoint.newest(config.run) == config.run / "checkpoints" / "8"
+    save(24)
+    assert not partial.exists()
 
 
 def test_averages_follow_the_ramp(config: Config) -> None:

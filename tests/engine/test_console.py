@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from engine import console
 from engine.config import Config, ConfigError, load_config, save_config
 from engine.recipes import RECIPES, quickstart
+from engine.telemetry import stage
 
 ENGINE = Path(console.__file__).parent
 
@@ -56,12 +58,15 @@ def test_refusals_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
         console.parse("train", ["--model.num_clusters=5"])
 
 
-def test_the_resolved_configuration_is_stored(config: Config, tmp_path: Path) -> None:
+def test_the_resolved_configuration_is_stored_when_a_stage_begins(config: Config, tmp_path: Path) -> None:
     save_config(config, tmp_path / "given.yaml")
-    seen: list[Config] = []
-    console.run_program("train", seen.append, ["--config", str(tmp_path / "given.yaml"), "--seed", "7"])
-    assert seen == [load_config(config.run / "config.yaml")]
-    assert seen[0].seed == 7
+
+    def run(resolved: Config) -> None:
+        with stage(resolved, "train"):
+            assert load_config(config.run / "config.yaml") == resolved
+
+    console.run_program("train", run, ["--config", str(tmp_path / "given.yaml"), "--seed", "7"])
+    assert load_config(config.run / "config.yaml") == dataclasses.replace(config, seed=7)
 
 
 def test_an_error_of_the_user_is_one_clear_line(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +76,7 @@ def test_an_error_of_the_user_is_one_clear_line(config: Config, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         console.run_program("train", refuse, ["--run", str(config.run)])
     assert stop.value.code == 2
-    assert "train: the thing, the value, the way out" in capsys.readouterr().out
+    assert "train: the thing, the value, the way out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("program", ["prepare", "annotate", "train", "sample", "evaluate"])
@@ -85,8 +90,8 @@ def test_every_program_runs_alone_and_lists_every_option(program: str) -> None:
         if dataclasses.is_dataclass(quickstart().__getattribute__(section.name)):
             for field in dataclasses.fields(getattr(quickstart(), section.name)):
                 assert f"--{section.name}.{field.name.replace('_', '-')}" in text
-    assert "Global batch: images an optimizer step" in text
-    assert "(default: 64)" in text
+    batch_size = quickstart().training.batch_size
+    assert re.search(rf"--training\.batch-size INT Global batch: [^-]+\(default: {batch_size}\)", text)
 
 
 def test_sgdm_command() -> None:
@@ -97,7 +102,7 @@ def test_sgdm_command() -> None:
 
     assert "evaluate" in sgdm().stdout
     wrong = sgdm("trian")
-    assert wrong.returncode == 2 and "nearest: train" in wrong.stdout
+    assert wrong.returncode == 2 and "nearest: train" in wrong.stderr
     info = sgdm("info")
     assert info.returncode == 0
     assert "torch" in info.stdout and "attention: flash" in info.stdout and "kernel: group_norm" in info.stdout
