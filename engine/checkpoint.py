@@ -45,7 +45,7 @@ def images_of(checkpoint: Path) -> int:
 
 
 def provenance(data_digest: str, clusters: np.ndarray | None) -> dict[str, str | None]:
-    """What a run is trained on: images, and the cluster id of each; with other ids, guidance would be silently wrong."""
+    """What a run is trained on: the images, and the cluster id of each: with other ids, guidance is silently wrong."""
     ids = None if clusters is None else hashlib.sha256(np.ascontiguousarray(clusters, np.int64)).hexdigest()
     return {"data": data_digest, "clusters": ids}
 

@@ -189,6 +189,6 @@ def test_clusters_of_fashion_mnist_are_purer_than_those_of_pixels() -> None:
     images = torch.from_numpy(np.repeat(grey, 3, axis=1))
     encoder = train_encoder(images, seed=0, images_budget=80_000, device=CPU)
     features = torch.cat([encoder(batch) for batch in images.split(1000)]).numpy()
-    pixels = selfsup._at_size(images)[:, 0].flatten(1).numpy().astype(np.float32)
+    pixels = selfsup.at_size(images)[:, 0].flatten(1).numpy().astype(np.float32)
     for num_clusters in (10, 100):
         assert purity(features, labels, num_clusters) > purity(pixels, labels, num_clusters) + 0.01

@@ -30,6 +30,7 @@ VARIANTS = {
     "boxed": replace(TINY, mask_channels=1, resample_in_block=False, condition_merge="add", context_tokens=2),
     "segmented": replace(TINY, num_clusters=None, num_attributes=3, mask_channels=3, condition_merge="add"),
     "deeper": replace(TINY, channel_multipliers=(1, 2, 3), residual_blocks=2, attention_downsamples=(2, 4)),
+    "patches": replace(TINY, patch_size=2, mask_channels=2),
     "unscaled": replace(TINY, scale_shift=False, head_channels=4),
 }
 
@@ -58,6 +59,16 @@ def parameters_in_millions(config: UNetConfig) -> float:
     with torch.device("meta"):
         network = UNet(config)
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
+
+
+def test_patches_are_the_network_of_their_pixels_as_channels() -> None:
+    config = replace(TINY, image_size=16, patch_size=2)
+    network = trained(config)
+    unfolded = UNet(replace(config, image_size=8, patch_size=1, in_channels=12, out_channels=12)).eval()
+    unfolded.load_state_dict(network.state_dict())
+    x, time, condition = inputs(config)
+    expected = unfolded(nn.functional.pixel_unshuffle(x, 2), time, condition)
+    torch.testing.assert_close(network(x, time, condition), nn.functional.pixel_shuffle(expected, 2))
 
 
 @pytest.mark.parametrize(
