@@ -46,7 +46,7 @@ def images_of(checkpoint: Path) -> int:
 
 def provenance(data_digest: str, clusters: np.ndarray | None) -> dict[str, str | None]:
     """What a run is trained on: the images, and the cluster id of each: with other ids, guidance is silently wrong."""
-    ids = None if clusters is None else hashlib.sha256(np.ascontiguousarray(clusters, np.int64)).hexdigest()
+    ids = None if clusters is None else hashlib.sha256(clusters.astype(np.int64).tobytes()).hexdigest()
     return {"data": data_digest, "clusters": ids}
 
 

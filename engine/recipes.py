@@ -39,7 +39,7 @@ def _quickstart_cpu() -> Config:
             dropout=0.0,
             resample_in_block=False,
         ),
-        # A short run learns the coarse shapes, which are decided at high noise: v at evenly spread steps shows it more of
+        # A short run learns coarse shapes, which are decided at high noise: v at evenly spread steps shows it more of
         # that than the log-normal levels of EDM do.
         diffusion=DiffusionConfig(prediction="v", schedule="cosine"),
         training=TrainingConfig(

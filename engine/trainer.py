@@ -218,15 +218,7 @@ class Trainer:
         return loss
 
     def _save(self) -> Path:
-        return checkpoint.save(
-            self.config.run,
-            self.engine,
-            self.averages,
-            self.images,
-            self.config,
-            self.data_digest,
-            self.ranks,
-        )
+        return checkpoint.save(self.config, self.engine, self.averages, self.images, self.trained_on, self.ranks)
 
 
 class _Log:
