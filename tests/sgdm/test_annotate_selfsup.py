@@ -180,6 +180,7 @@ def test_identical_images_and_separate_parts_have_finite_coordinates() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian package dataset-fashion-mnist is not installed")
 def test_clusters_of_fashion_mnist_are_purer_than_those_of_pixels() -> None:
     with gzip.open(FASHION / "train-images-idx3-ubyte.gz") as file:
