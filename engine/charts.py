@@ -97,7 +97,7 @@ def guidance_chart(
             neighbours = [*values[max(0, number - 1) : number], *values[number + 1 : number + 2]]
             above = not neighbours or value >= sum(neighbours) / len(neighbours)  # off the line, in both cases
             axes.annotate(
-                f"{value:.3g}",
+                f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}",
                 (scales[number], value),
                 (0, 8 if above else -16),
                 textcoords="offset points",
