@@ -195,7 +195,7 @@ def cluster_section(evidence: Evidence) -> dict[str, Any]:
             if is_number(manifest.report.get(key))
         },
         "note": manifest.parameters.get("note", ""),
-        "making": {key: _plain(value) for key, value in manifest.parameters.items() if key not in ("note", "key")},
+        "making": {key: _plain(value) for key, value in manifest.parameters.items() if key != "note"},
     }
 
 

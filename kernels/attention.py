@@ -52,7 +52,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: Backend = "auto") -> Ten
         return _run(backend, q, k, v)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise AttentionError(_explain(backend, q, k, v)) from error
 
 
@@ -78,7 +78,7 @@ def _run(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(_SDPA_BACKENDS[backend]):
             return F.scaled_dot_product_attention(q, k, v)
     if memory_efficient_attention is None:
-        raise NotImplementedError("xformers is not installed")
+        raise RuntimeError("xformers is not installed")
     # xformers takes [B, tokens, heads, dim].
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return memory_efficient_attention(q, k, v).transpose(1, 2)
@@ -95,7 +95,7 @@ def _refusal(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
             output = _run(backend, q, k, v)
             if output.requires_grad:
                 output.sum().backward()
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             reasons = [str(warning.message).split(" (Triggered internally")[0] for warning in caught]
             return "; ".join([*reasons, str(error)])
     return None
