@@ -25,7 +25,7 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         self.names.append(str(function))
         return function(*arguments, **(keywords or {}))
 

@@ -30,7 +30,7 @@ class CountCopies(TorchDispatchMode):
         super().__init__()
         self.found: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
         name = function.overloadpacket.__name__
         if name in COPIES and isinstance(result, Tensor) and result.numel() >= B * C * H * W // 4:
