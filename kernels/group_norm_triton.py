@@ -72,16 +72,23 @@ def choose_tile(C: int, group_channels: int, pixels: int, itemsize: int) -> Tile
 
 
 @triton.jit
-def _channels_inside(lane, channel, C: tl.constexpr, program_channels: tl.constexpr, tile_channels: tl.constexpr):
-    """Which lanes hold a channel of this program; a constant, and so no work, where all do."""
+def _own_channels(C: tl.constexpr, program_channels: tl.constexpr, tile_channels: tl.constexpr):
+    """The image of this program, its channels, and which lanes of the tile hold one: a constant, and so no work, where
+    all do."""
+    programs: tl.constexpr = (C + program_channels - 1) // program_channels
+    image = (tl.program_id(0) // programs).to(tl.int64)
+    lane = tl.arange(0, tile_channels)
+    channel = tl.program_id(0) % programs * program_channels + lane
     if program_channels == tile_channels and C % program_channels == 0:
-        return tl.full([tile_channels], True, tl.int1)
-    return (lane < program_channels) & (channel < C)
+        mask = tl.full([tile_channels], True, tl.int1)
+    else:
+        mask = (lane < program_channels) & (channel < C)
+    return image, channel, mask
 
 
 @triton.jit
 def _pixels_inside(pixel, pixels: tl.constexpr, tile_pixels: tl.constexpr):
-    """Which rows hold a pixel of the map; likewise."""
+    """Which rows hold a pixel of the map; a constant likewise."""
     if pixels % tile_pixels == 0:
         return tl.full([tile_pixels], True, tl.int1)
     return pixel < pixels
@@ -140,11 +147,7 @@ def forward_kernel(
     has_scale: tl.constexpr,
     silu: tl.constexpr,
 ):
-    programs: tl.constexpr = (C + program_channels - 1) // program_channels
-    image = (tl.program_id(0) // programs).to(tl.int64)
-    lane = tl.arange(0, tile_channels)
-    channel = tl.program_id(0) % programs * program_channels + lane
-    channel_mask = _channels_inside(lane, channel, C, program_channels, tile_channels)
+    image, channel, channel_mask = _own_channels(C, program_channels, tile_channels)
     one_group: tl.constexpr = program_channels == group_channels
     row = tl.arange(0, tile_pixels)
     offsets = row[:, None] * C + channel[None, :]
@@ -254,11 +257,7 @@ def backward_kernel(
     has_scale: tl.constexpr,
     silu: tl.constexpr,
 ):
-    programs: tl.constexpr = (C + program_channels - 1) // program_channels
-    image = (tl.program_id(0) // programs).to(tl.int64)
-    lane = tl.arange(0, tile_channels)
-    channel = tl.program_id(0) % programs * program_channels + lane
-    channel_mask = _channels_inside(lane, channel, C, program_channels, tile_channels)
+    image, channel, channel_mask = _own_channels(C, program_channels, tile_channels)
     one_group: tl.constexpr = program_channels == group_channels
     row = tl.arange(0, tile_pixels)
     offsets = row[:, None] * C + channel[None, :]
