@@ -55,7 +55,7 @@ Output output_of(const Tensor& tensor, Form form, Size size, std::int64_t image_
     require(tensor.address % static_cast<std::uintptr_t>(tensor.item_size) == 0,
             "out lies at address " + std::to_string(tensor.address) + ", not aligned to its elements of " +
                 std::to_string(tensor.item_size) + " bytes");
-    const std::int64_t needed = images == 0 ? 0 : ((images - 1) * stride + image_size) * tensor.item_size;
+    const std::int64_t needed = images * image_size == 0 ? 0 : ((images - 1) * stride + image_size) * tensor.item_size;
     require(tensor.bytes >= needed, "out is too small: its memory has " + std::to_string(tensor.bytes) + " bytes, " +
                                         std::to_string(needed) + " are needed");
     Output output{};
