@@ -63,8 +63,18 @@ class AnnotationConfig:
     """k-means iterations."""
     batch_size: int = 256
     """Images a forward pass of the encoder."""
+    layout: Literal["none", "boxes", "segments"] = "none"
+    """Where things are, as a second guide: `boxes`, one an image by LOST, beside the cluster; `segments`, classes of
+    dense features, instead of it. Both from features without labels."""
+    num_segments: int = 21
+    """Classes of segments."""
 
     def __post_init__(self) -> None:
+        require(self.num_segments >= 2, f"annotation.num_segments is {self.num_segments}: give at least 2 classes")
+        require(
+            self.layout != "segments" or self.num_clusters == 0,
+            f"annotation.num_clusters is {self.num_clusters}, but segments guide instead of clusters: give 0",
+        )
         require(
             self.num_clusters == 0 or self.num_clusters >= 2,
             f"annotation.num_clusters is {self.num_clusters}: give at least 2, or 0 for no condition",
@@ -239,8 +249,13 @@ class Config:
     @property
     def network(self) -> UNetConfig:
         """The network to build: image size and number of clusters follow the data and the annotation."""
+        annotation = self.annotation
         return dataclasses.replace(
-            self.model, image_size=self.data.image_size, num_clusters=self.annotation.num_clusters or None
+            self.model,
+            image_size=self.data.image_size,
+            num_clusters=annotation.num_clusters or None,
+            mask_channels={"none": 0, "boxes": 1, "segments": annotation.num_segments}[annotation.layout],
+            num_attributes=annotation.num_segments if annotation.layout == "segments" else 0,
         )
 
     @property
@@ -251,10 +266,20 @@ class Config:
     @property
     def annotation_folder(self) -> Path:
         """Named by all that decides the annotation, so that runs on one data set never overwrite each other's."""
+        return self._annotation_folder(str(self.annotation.num_clusters), "layout", "num_segments")
+
+    @property
+    def layout_folder(self) -> Path:
+        """The layout set (sgdm/annotate/layout.py) of annotation.layout boxes or segments, named likewise."""
+        classes = f"-{self.annotation.num_segments}" if self.annotation.layout == "segments" else ""
+        return self._annotation_folder(f"{self.annotation.layout}{classes}", "num_clusters", "iterations")
+
+    def _annotation_folder(self, kind: str, *indifferent: str) -> Path:
         decisive = to_plain(self.annotation)
-        del decisive["batch_size"]
-        name = f"{self.annotation.encoder.replace('/', '-')}-{self.annotation.num_clusters}"
-        return self.data.folder / "annotations" / f"{name}-{fingerprint(decisive, self.seed)[:8]}"
+        for name in ("batch_size", *indifferent):
+            del decisive[name]
+        name = f"{self.annotation.encoder.replace('/', '-')}-{kind}-{fingerprint(decisive, self.seed)[:8]}"
+        return self.data.folder / "annotations" / name
 
 
 def to_plain(config: Any) -> Any:
