@@ -6,14 +6,12 @@ DeepSpeed's own files are pickles: only those of the run's own folder are ever l
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed
 from safetensors import SafetensorError
 
@@ -42,12 +40,6 @@ def newest(run: Path) -> Path | None:
 
 def images_of(checkpoint: Path) -> int:
     return int(checkpoint.name)
-
-
-def provenance(data_digest: str, clusters: np.ndarray | None) -> dict[str, str | None]:
-    """What a run is trained on: the images, and the cluster id of each: with other ids, guidance is silently wrong."""
-    ids = None if clusters is None else hashlib.sha256(clusters.astype(np.int64).tobytes()).hexdigest()
-    return {"data": data_digest, "clusters": ids}
 
 
 def save(
@@ -142,8 +134,9 @@ def check(checkpoint: Path, config: Config, trained_on: dict[str, str | None]) -
             )
     found_on = read_json(checkpoint / "state.json")["trained_on"]
     for part, digest in trained_on.items():
-        if found_on[part] != digest:
-            raise CheckpointError(f"{checkpoint} was trained on {part} {found_on[part]}, these are {digest}: {way_out}")
+        if found_on.get(part) != digest:
+            found = found_on.get(part)
+            raise CheckpointError(f"{checkpoint} was trained on {part} {found}, these are {digest}: {way_out}")
 
 
 def _differences(found: Any, wanted: Any) -> str:

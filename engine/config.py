@@ -113,6 +113,8 @@ class TrainingConfig:
     """Global batch: images an optimizer step, over all processes and accumulation steps."""
     accumulation: int = 1
     """Forward and backward passes an optimizer step; a process runs batch_size / (processes * accumulation) images."""
+    flip: bool = False
+    """Mirror half of the images left to right, and with each its boxes or segments."""
     learning_rate: float = 1e-4
     """AdamW step size after the warm-up."""
     weight_decay: float = 0.01
@@ -189,6 +191,8 @@ class SamplingConfig:
     """Which average of the weights draws the samples; none: the first of training.ema_decays."""
     batch_size: int = 250
     """Images a forward pass; has no effect on the images."""
+    layout: Annotated[Path | None, tyro.conf.arg(aliases=("--layout",))] = None
+    """JSON file of boxes and polygons to draw images for, instead of the run's samples: see engine/layouts.py."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -255,13 +259,18 @@ class Config:
             image_size=self.data.image_size,
             num_clusters=annotation.num_clusters or None,
             mask_channels={"none": 0, "boxes": 1, "segments": annotation.num_segments}[annotation.layout],
-            num_attributes=annotation.num_segments if annotation.layout == "segments" else 0,
+            num_attributes=self.segments,
         )
 
     @property
     def ema_decay(self) -> float:
         """The average that draws samples."""
         return self.training.ema_decays[0] if self.sampling.ema_decay is None else self.sampling.ema_decay
+
+    @property
+    def segments(self) -> int:
+        """Classes of segments that guide the network; 0 where none do."""
+        return self.annotation.num_segments if self.annotation.layout == "segments" else 0
 
     @property
     def annotation_folder(self) -> Path:

@@ -19,7 +19,8 @@ from engine.config import Config
 from engine.distributed import Ranks, computes_in_bf16
 from engine.ema import Averages
 from engine.telemetry import progress, say
-from sgdm.conditions import Condition
+from sgdm.conditions import flip_images, make_condition
+from sgdm.data.guides import Drawn, Guides, guided, one_ahead
 from sgdm.data.loader import Batch, Loader
 from sgdm.diffusion.noise import training_noise
 from sgdm.diffusion.objective import Objective, make_objective
@@ -34,27 +35,32 @@ class DivergedError(ValueError):
 class TrainingStep(nn.Module):
     """Stored images and their random numbers to a loss: the module that DeepSpeed holds, and that is compiled whole."""
 
-    def __init__(
-        self, network: UNet, objective: Objective, num_clusters: int, bf16: bool, compilation: Compilation
-    ) -> None:
+    def __init__(self, network: UNet, objective: Objective, bf16: bool, compilation: Compilation) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
-        self.num_clusters = num_clusters
         self.bf16 = bf16
         # The inside is compiled and not the module: DeepSpeed hangs hooks on the module that dynamo cannot trace.
         self._compiled_loss = compilation(self._loss)
 
-    def forward(self, image: Tensor, cluster: Tensor | None, dropped: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
-        """image uint8 [B,3,H,W], cluster int64 [B], dropped bool [B], noise float32 [B,3,H,W], uniform float32 [B]
-        -> mean loss, float32."""
-        return self._compiled_loss(image, cluster, dropped, noise, uniform)
+    def forward(
+        self, image: Tensor, drawn: Drawn, dropped: Tensor, flipped: Tensor | None, noise: Tensor, uniform: Tensor
+    ) -> Tensor:
+        """image uint8 [B,3,H,W], the guides drawn for it, dropped and flipped bool [B], noise float32 [B,3,H,W],
+        uniform float32 [B] -> mean loss, float32."""
+        return self._compiled_loss(image, drawn, dropped, flipped, noise, uniform)
 
-    def _loss(self, image: Tensor, cluster: Tensor | None, dropped: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+    def _loss(
+        self, image: Tensor, drawn: Drawn, dropped: Tensor, flipped: Tensor | None, noise: Tensor, uniform: Tensor
+    ) -> Tensor:
         clean = image.to(torch.float32) / 127.5 - 1
-        condition = None
-        if cluster is not None:
-            condition = Condition(cluster=cluster).drop(dropped, self.num_clusters)
+        config = self.network.config
+        condition = make_condition(drawn.cluster, drawn.layout, config.num_attributes)
+        if flipped is not None:
+            clean = flip_images(clean, flipped)
+            condition = None if condition is None else condition.flip(flipped)
+        if condition is not None:
+            condition = condition.drop(dropped, config.num_clusters)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.objective.loss(self.network, clean, condition, noise, uniform)
         return loss.mean()
@@ -94,12 +100,11 @@ class Trainer:
         self,
         config: Config,
         loader: Loader,
-        clusters: Tensor | None,
+        guides: Guides,
         trained_on: dict[str, str | None],
         ranks: Ranks,
     ) -> None:
-        """clusters: int64 [N] on the device, indexed by an image's permanent index; None trains unconditionally.
-        trained_on: see checkpoint.provenance."""
+        """trained_on: see Guidance.trained_on."""
         training = config.training
         parts = ranks.world_size * training.accumulation
         if training.batch_size % parts:
@@ -108,7 +113,7 @@ class Trainer:
                 f"times training.accumulation {training.accumulation}: give a multiple of {parts}, or fewer processes "
                 "(deepspeed --include localhost:0,1)"
             )
-        self.config, self.loader, self.clusters, self.ranks = config, loader, clusters, ranks
+        self.config, self.loader, self.guides, self.ranks = config, loader, guides, ranks
         self.trained_on = trained_on
         self.local_batch = training.batch_size // ranks.world_size
         self.micro_batch = training.batch_size // parts
@@ -125,7 +130,7 @@ class Trainer:
         )
         self.compilation = choose(training.compile, ranks.device, training.accumulation)
         self.compile_report: CompileReport | None = None
-        step = TrainingStep(network, objective, config.annotation.num_clusters, bf16, self.compilation)
+        step = TrainingStep(network, objective, bf16, self.compilation)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
@@ -157,10 +162,14 @@ class Trainer:
         log = _Log(self.config.run / "log.jsonl", self.images) if self.ranks.first else None
         loss_sum = torch.zeros((), device=self.ranks.device)
         logged = saved = self.images
-        batches = self.loader.train(self.images)
+        batches = one_ahead(guided(self.loader.train(self.images), self.guides))
+        waited = 0.0
         with progress("train", training.images, self.images, visible=self.ranks.first) as advance:
             while self.images < training.images:
-                loss_sum += self._step(next(batches)) * training.batch_size
+                started = time.monotonic()
+                batch, drawn = next(batches)
+                waited += time.monotonic() - started
+                loss_sum += self._step(batch, drawn) * training.batch_size
                 if self.compilation.compiles and self.compile_report is None:
                     self.compile_report = compile_report()
                     if self.ranks.first:
@@ -172,14 +181,14 @@ class Trainer:
                 if self.images - logged >= training.log_images or saves:
                     loss = self._mean_loss(loss_sum, self.images - logged)
                     if log:
-                        log.write(self.images, loss, learning_rate(self.config, self.images), self.ranks.device)
-                    logged = self.images
+                        log.write(self.images, loss, learning_rate(self.config, self.images), waited, self.ranks.device)
+                    logged, waited = self.images, 0.0
                 if saves:
                     last = self._save()
                     saved = self.images
         return last
 
-    def _step(self, batch: Batch) -> Tensor:
+    def _step(self, batch: Batch, drawn: Drawn) -> Tensor:
         """One optimizer step over this process's part of the global batch; the mean loss, still on the device."""
         training, ranks = self.config.training, self.ranks
         # Dropout: another mask on every process and at every step, and the same one after a resume.
@@ -188,7 +197,7 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.images)
         part = slice(ranks.rank * self.local_batch, (ranks.rank + 1) * self.local_batch)
-        noise, uniform, drop = training_noise(
+        noise, uniform, drop, flip = training_noise(
             self.config.seed,
             self.images,
             training.batch_size,
@@ -196,15 +205,16 @@ class Trainer:
             (3, *batch.image.shape[2:]),
             ranks.device,
         )
-        cluster = None if self.clusters is None else self.clusters[batch.index]
         dropped = drop < self.config.diffusion.condition_dropout
+        flipped = flip < 0.5 if training.flip else None
         loss_sum = torch.zeros((), device=ranks.device)
         for micro in range(training.accumulation):
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
             loss = self.engine(
                 batch.image[rows],
-                None if cluster is None else cluster[rows],
+                Drawn(*(None if part is None else part[rows] for part in drawn)),
                 dropped[rows],
+                None if flipped is None else flipped[rows],
                 noise[rows],
                 uniform[rows],
             )
@@ -244,7 +254,8 @@ class _Log:
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    def write(self, images: int, loss: float, rate: float, device: torch.device) -> None:
+    def write(self, images: int, loss: float, rate: float, waited: float, device: torch.device) -> None:
+        """`waited`: seconds since the last line for which the step had no batch."""
         now = time.monotonic()
         interval, self.last = now - self.last, now
         self.seconds += interval
@@ -254,6 +265,7 @@ class _Log:
             "loss": loss,
             "images_per_second": round((images - self.images) / interval, 2),
             "learning_rate": rate,
+            "loader_share": round(waited / interval, 4),
         }
         if device.type == "cuda":
             row["memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 3)

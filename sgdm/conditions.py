@@ -39,9 +39,47 @@ class Condition(NamedTuple):
             mask=None if self.mask is None else torch.zeros_like(self.mask),
         )
 
+    def flip(self, flipped: Tensor) -> Condition:
+        """Mirrored left to right where `flipped` (bool [B]) is true, as the image is (flip_images)."""
+        return self._replace(mask=None if self.mask is None else flip_images(self.mask, flipped))
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Condition:
+        """What is left where the image is cropped to rows top .. top + height, columns left .. left + width.
+
+        Attributes become those that still have a pixel, where there is a channel of the mask for each of them.
+        """
+        if self.mask is None:
+            return self
+        mask = self.mask[:, :, top : top + height, left : left + width]
+        attributes = self.attributes
+        if attributes is not None and attributes.shape[1] == mask.shape[1]:
+            attributes = mask.amax(dim=(2, 3)).to(attributes.dtype)
+        return self._replace(attributes=attributes, mask=mask)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Condition:
         """The same condition on another device."""
         return Condition(*(None if part is None else part.to(device, non_blocking=non_blocking) for part in self))
+
+
+def make_condition(cluster: Tensor | None, layout: Tensor | None, num_segments: int = 0) -> Condition | None:
+    """The condition of drawn guides (sgdm.data.guides.Drawn), made on their device; None where nothing guides.
+
+    cluster int64 [B]; layout uint8, either box masks [B, 1, H, W] or label maps [B, H, W] of the classes
+    0 .. num_segments - 1, any other label being none: they become a channel a class, and the attributes say which
+    classes there are.
+    """
+    if cluster is None and layout is None:
+        return None
+    if layout is None or layout.dim() == 4:
+        return Condition(cluster=cluster, mask=None if layout is None else layout.float())
+    classes = torch.arange(num_segments, device=layout.device, dtype=torch.uint8)
+    mask = (layout[:, None] == classes[:, None, None]).float()
+    return Condition(cluster=cluster, attributes=mask.amax(dim=(2, 3)), mask=mask)
+
+
+def flip_images(images: Tensor, flipped: Tensor) -> Tensor:
+    """[B, C, H, W], mirrored left to right where `flipped` (bool [B]) is true."""
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:

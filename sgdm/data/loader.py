@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     image: torch.Tensor  # uint8 [B, 3, H, W] in channels_last memory
     index: torch.Tensor  # type: ignore[assignment]  # int64 [B], row in the file; hides tuple.index
     label: torch.Tensor  # int64 [B], -1 where there is none
+    rows: np.ndarray  # int64 [B], the index again, on the host
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -133,17 +134,17 @@ class Loader:
         finally:
             prefetcher.stop()
 
-    def _copy(self, *parts: torch.Tensor) -> Batch:
+    def _copy(self, image: torch.Tensor, index: torch.Tensor, label: torch.Tensor) -> Batch:
         """To the device, out of FFCV's buffers, which are filled anew as soon as the next batch is asked for.
 
         A blocking copy on a stream of its own waits for the copy alone, not for what the GPU computes.
         """
         with torch.cuda.stream(self._copy_stream):
-            batch = Batch(*(part.to(self.device, copy=True) for part in parts))
+            parts = [part.to(self.device, copy=True) for part in (image, index, label)]
         if self._copy_stream is not None:
-            for part in batch:
+            for part in parts:
                 part.record_stream(torch.cuda.current_stream(self.device))
-        return batch
+        return Batch(parts[0], parts[1], parts[2], index.numpy().copy())
 
 
 class _Prefetcher(EpochIterator):

@@ -54,6 +54,9 @@ class TrainingNoise(NamedTuple):
     drop: Tensor
     """Uniform float32 [B] in [0, 1): the condition is dropped where it is below the drop rate."""
 
+    flip: Tensor
+    """Uniform float32 [B] in [0, 1): image and condition are mirrored where it is below the rate of that."""
+
 
 def training_noise(
     seed: int,
@@ -74,4 +77,5 @@ def training_noise(
     generator.manual_seed(int(np.random.SeedSequence((seed, images_seen)).generate_state(1, np.uint64)[0]))
     level, drop = torch.rand(2, global_batch, device=device, generator=generator)
     noise = torch.randn(global_batch, *shape, device=device, generator=generator)
-    return TrainingNoise(noise[part].contiguous(memory_format=torch.channels_last), level[part], drop[part])
+    flip = torch.rand(global_batch, device=device, generator=generator)
+    return TrainingNoise(noise[part].contiguous(memory_format=torch.channels_last), level[part], drop[part], flip[part])

@@ -1,0 +1,50 @@
+"""Sheets of layouts beside the images drawn for them."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+
+from sgdm.data.guides import NO_CLASS
+
+GAP = 2  # pixels
+PAPER = 255
+NOWHERE = (58, 58, 64)
+"""What a layout shows where there is nothing."""
+
+
+def layout_picture(layout: NDArray[np.uint8], segments: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3]: a box mask in white, or a label map in a colour a class."""
+    if not segments:
+        return np.where(layout[..., None] > 0, 255, np.array(NOWHERE)).astype(np.uint8)
+    colours = (colormaps["tab20"](np.arange(256) % 20)[:, :3] * 255).astype(np.uint8)
+    colours[NO_CLASS] = NOWHERE
+    return colours[layout]
+
+
+def layout_sheet(
+    layouts: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    segments: int,
+    real: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """A line for each layout: the layout, where given the real image that it is of, and the images drawn for it.
+
+    layouts uint8 [n, H, W], images uint8 [n, H, W, 3], rows [n]: equal where the layout is one and the same; real
+    uint8 [distinct rows, H, W, 3], in the order in which the rows first come. Returns uint8 [height, width, 3].
+    """
+    _, first = np.unique(rows, return_index=True)
+    lines = []
+    for position, start in enumerate(np.sort(first)):
+        line = [layout_picture(layouts[start], segments)]
+        line += [] if real is None else [real[position]]
+        lines.append([*line, *images[rows == rows[start]]])
+    H, W = layouts.shape[1:]
+    columns = max(map(len, lines))
+    sheet = np.full((len(lines) * (H + GAP) - GAP, columns * (W + GAP) - GAP, 3), PAPER, np.uint8)
+    for y, line in enumerate(lines):
+        for x, picture in enumerate(line):
+            sheet[y * (H + GAP) :, x * (W + GAP) :][:H, :W] = picture
+    return sheet
