@@ -1,0 +1,86 @@
+"""Runs cases: measures, shows and writes what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.comparison import Case
+from benchmarks.limits import Limits
+from benchmarks.machine import describe
+from benchmarks.measure import Meter, measure, meter_of
+from benchmarks.table import Measured, notes, table_of
+from engine.telemetry import console, errors, say
+from sgdm.files import write_json
+
+
+def run(
+    cases: Iterable[Case],
+    device: torch.device,
+    quick: bool,
+    seconds: float,
+    out: Path | None,
+    meter_of: Callable[[torch.device], Meter] = meter_of,
+) -> dict[str, Any]:
+    """Measures the cases and shows a table of each. Returns what `out` is given, after every comparison anew."""
+    limits = Limits(meter_of)
+    report: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": None,
+        "device": str(device),
+        "quick": quick,
+        "seconds_per_peer": seconds,
+        **describe(device),
+        "limits": limits.rates,
+        "cases": [],
+    }
+    for case in cases:
+        results: list[Measured] = []
+        entry: dict[str, Any] = {"name": case.name, "description": case.description, "comparisons": []}
+        report["cases"].append(entry)
+        # Progress goes to the error stream, so that a redirected output holds the tables alone.
+        with errors.status(case.name) as status:
+            for comparison in case.comparisons(device, quick):
+                where = f"{case.name}: {comparison.name}"
+                if not errors.is_terminal:
+                    errors.print(where, markup=False)
+                status.update(f"{where}: limit")
+                limit = limits.of(comparison)
+                peers = measure(
+                    comparison.peers,
+                    meter_of(comparison.device),
+                    seconds,
+                    announce=lambda doing, where=where: status.update(f"{where}: {doing}"),  # type: ignore[misc]
+                )
+                results.append(Measured(comparison, limit, peers))
+                entry["comparisons"].append(_plain(results[-1]))
+                if out:
+                    write_json(out, report)
+        say(f"{case.name}: {case.description}")
+        console.print(table_of(results), soft_wrap=False)
+        for line in notes(results):
+            say(line)
+        say("")
+    report["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if out:
+        write_json(out, report)
+    return report
+
+
+def _plain(measured: Measured) -> dict[str, Any]:
+    """As JSON can hold it. The peers of the comparison itself are code, and are left out."""
+    comparison = measured.comparison
+    return {
+        "name": comparison.name,
+        "device": str(comparison.device),
+        "bytes": comparison.bytes,
+        "flops": comparison.flops,
+        "images": comparison.images,
+        "limit": asdict(measured.limit) if measured.limit else None,
+        "peers": {name: asdict(figures) for name, figures in measured.peers.items()},
+    }
