@@ -16,6 +16,7 @@ from benchmarks.comparison import Case
 from benchmarks.run import run
 from engine.distributed import default_device
 from engine.telemetry import errors, say
+from kernels.dispatch import save_choices
 
 
 class BenchmarkError(ValueError):
@@ -38,6 +39,8 @@ class Arguments:
     """Time for each peer of each comparison. Every peer takes at least one sample, however long."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Write machine, versions, commit and every figure there; anew after each comparison."""
+    save_choices: bool = False
+    """Make the fastest backends of group norm and attention those that `auto` takes on this kind of device."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,8 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
             say(f"{case.name:15}{case.description}")
         return
     try:
+        if parsed.save_choices and parsed.quick:
+            raise BenchmarkError("--save-choices needs figures at full size: leave out --quick")
         cases, device = choose(parsed.names), _device(parsed.device)
-        run(cases, device, parsed.quick, parsed.seconds / 10 if parsed.quick else parsed.seconds, parsed.out)
+        report = run(cases, device, parsed.quick, parsed.seconds / 10 if parsed.quick else parsed.seconds, parsed.out)
+        if parsed.save_choices:
+            say(f"Choices of backends: {save_choices(device, report['choices'])}")
     except KeyboardInterrupt:
         kept = f"; what was measured is in {parsed.out}" if parsed.out and parsed.out.exists() else ""
         errors.print(f"benchmarks: interrupted{kept}", markup=False)

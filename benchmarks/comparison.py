@@ -15,6 +15,16 @@ Arithmetic = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
+class Decision:
+    """A choice of kernels/dispatch.py that the figures can make."""
+
+    operation: str
+    key: str
+    backends: Mapping[str, str]
+    """The backend that a peer stands for; peers that are no candidates are left out."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One piece of work, and the peers that do it. They are measured in turns."""
 
@@ -39,6 +49,8 @@ class Comparison:
 
     images: int | None = None
     """Images a step works on, where images a second say more than seconds."""
+
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import stock
-from benchmarks.comparison import Arithmetic, Comparison, Step
+from benchmarks.comparison import Arithmetic, Comparison, Decision, Step
 from benchmarks.shapes import PAPER, attention_shapes, group_norm_shapes
 from kernels import attention as attention_kernels
+from kernels import group_norm as group_norm_kernels
+from kernels import reference
 from kernels.ema import ema_update as foreach_ema_update
-from kernels.group_norm import group_norm as group_norm_twin
 from sgdm.models.config import UNetConfig
 from sgdm.models.unet import UNet
 
@@ -33,28 +34,32 @@ def group_norm(device: torch.device, quick: bool) -> Iterator[Comparison]:
             random = partial(torch.randn, device=device, dtype=_dtype(device))
             x, gradient = (random(B, C, H, W).to(memory_format=torch.channels_last) for _ in range(2))
             inputs = [x, random(C), random(C)] + ([random(B, C), random(B, C)] if shape.scaled else [])
-            peers = _group_norm_peers(shape.num_groups)
-            if quick and device.type == "cpu":
-                del peers["inductor"]  # compiles for 10 to 20 s a shape
+            functions = {"eager": stock.group_norm}
+            if not (quick and device.type == "cpu"):  # compiles for some ten seconds a shape
+                functions["inductor"] = _compiled(reference.group_norm)
+            if device.type == "cuda":
+                functions["triton"] = _compiled(partial(group_norm_kernels.group_norm, backend="triton"))
             yield from _comparisons(
                 f"{B}x{C}x{H}x{W}{' scaled' if shape.scaled else ''}",
-                peers,
+                {name: partial(_normalise, function, shape.num_groups) for name, function in functions.items()},
                 inputs,
                 gradient,
                 ("forward", "backward", "both"),
+                decision=Decision(
+                    "group_norm", group_norm_kernels.dispatch_key(x), {"inductor": "plain", "triton": "triton"}
+                ),
             )
 
 
-def _group_norm_peers(num_groups: int) -> Peers:
-    """Functions of x, weight, bias and, where there are, scale and shift."""
-    torch._dynamo.reset()  # else the shapes of the last comparison count towards the limit of recompilations
-    inductor = torch.compile(group_norm_twin, fullgraph=True, dynamic=False)
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As it is inside a compiled network, where alone there is a choice between backends."""
+    torch._dynamo.reset()  # else every shape so far counts towards the limit of recompilations
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
-    def peer(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        x, weight, bias, scale, shift = (*inputs, None, None)[:5]
-        return function(x, weight, bias, num_groups, scale=scale, shift=shift, activation="silu")
 
-    return {"eager": partial(peer, stock.group_norm), "inductor": partial(peer, inductor)}
+def _normalise(function: Callable[..., Tensor], num_groups: int, *inputs: Tensor) -> Tensor:
+    x, weight, bias, scale, shift = (*inputs, None, None)[:5]
+    return function(x, weight, bias, num_groups, scale=scale, shift=shift, activation="silu")
 
 
 def attention(device: torch.device, quick: bool) -> Iterator[Comparison]:
@@ -64,12 +69,21 @@ def attention(device: torch.device, quick: bool) -> Iterator[Comparison]:
     peers: Peers = {backend: partial(attention_kernels.attention, backend=backend) for backend in backends}
     for tokens, heads, dim in attention_shapes():
         for B in _batches(device, quick, (64, 512)):
-            random = partial(torch.randn, device=device, dtype=_dtype(device))
-            q, k, v, gradient = random(4, B, heads, tokens, dim)
+            # Views in the layout that the UNet has them in: q, k and v of a token side by side.
+            qkv, results = (
+                torch.randn(B, tokens, parts, heads, dim, device=device, dtype=_dtype(device)) for parts in (3, 1)
+            )
+            q, k, v, gradient = (part.transpose(1, 2) for part in (*qkv.unbind(2), *results.unbind(2)))
             # q k^T and its product with v, forward; each has two products in its backward pass.
             forward_flops = 2 * 2 * B * heads * tokens**2 * dim
             yield from _comparisons(
-                f"{B}x{heads}x{tokens}x{dim}", peers, [q, k, v], gradient, ("forward", "both"), forward_flops
+                f"{B}x{heads}x{tokens}x{dim}",
+                peers,
+                [q, k, v],
+                gradient,
+                ("forward", "both"),
+                forward_flops,
+                Decision("attention", attention_kernels.dispatch_key(q, k), {name: name for name in backends[1:]}),
             )
 
 
@@ -106,8 +120,10 @@ def _comparisons(
     gradient: Tensor,
     passes: Sequence[str],
     forward_flops: int | None = None,
+    decision: Decision | None = None,
 ) -> Iterator[Comparison]:
-    """A comparison for each pass; `gradient` is that of the loss by the result of the peers."""
+    """A comparison for each pass; `gradient` is that of the loss by the result of the peers. What decides
+    is training: both passes."""
     for tensor in inputs:
         tensor.requires_grad_()
     size = sum(tensor.nbytes for tensor in inputs)
@@ -117,12 +133,13 @@ def _comparisons(
     arithmetic: Arithmetic = "bf16" if gradient.dtype == torch.bfloat16 else "fp32"
     for which in passes:
         yield Comparison(
-            f"{name}, {'forward + backward' if which == 'both' else which}",
-            {name: partial(_PASSES[which], peer, inputs, gradient) for name, peer in peers.items()},
+            f"{name}, {which}",
+            {peer: partial(_PASSES[which], function, inputs, gradient) for peer, function in peers.items()},
             gradient.device,
             bytes=bytes_of[which],
             flops=None if forward_flops is None else forward_flops * (3 if which == "both" else 1),
             arithmetic=arithmetic,
+            decision=decision if which == "both" else None,
         )
 
 

@@ -30,7 +30,8 @@ class Limit:
 class Limits:
     """Rates of every device and resource, each measured when it is first asked for.
 
-    Of several repetitions the fastest counts. Data that fits in a cache can move faster than the copy limit."""
+    Of several repetitions the fastest counts. Data in a cache can move faster than the copy limit; so can what a
+    processor changes in place, since its copy may first fetch the memory that it overwrites."""
 
     def __init__(self, meter_of: Callable[[torch.device], Meter] = meter_of) -> None:
         self._meter_of = meter_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from benchmarks.comparison import Case
 from benchmarks.limits import Limits
 from benchmarks.machine import describe
 from benchmarks.measure import Meter, measure, meter_of
-from benchmarks.table import Measured, notes, table_of
+from benchmarks.results import Measured, fastest
+from benchmarks.table import LEGEND, notes, table_of
 from engine.telemetry import console, errors, say
 from sgdm.files import write_json
 
@@ -37,6 +37,7 @@ def run(
         "seconds_per_peer": seconds,
         **describe(device),
         "limits": limits.rates,
+        "choices": {},
         "cases": [],
     }
     for case in cases:
@@ -58,29 +59,17 @@ def run(
                     announce=lambda doing, where=where: status.update(f"{where}: {doing}"),  # type: ignore[misc]
                 )
                 results.append(Measured(comparison, limit, peers))
-                entry["comparisons"].append(_plain(results[-1]))
+                entry["comparisons"].append(results[-1].plain())
                 if out:
                     write_json(out, report)
         say(f"{case.name}: {case.description}")
+        report["choices"] |= fastest(results)
         console.print(table_of(results), soft_wrap=False)
         for line in notes(results):
             say(line)
         say("")
+    say(LEGEND)
     report["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     if out:
         write_json(out, report)
     return report
-
-
-def _plain(measured: Measured) -> dict[str, Any]:
-    """As JSON can hold it. The peers of the comparison itself are code, and are left out."""
-    comparison = measured.comparison
-    return {
-        "name": comparison.name,
-        "device": str(comparison.device),
-        "bytes": comparison.bytes,
-        "flops": comparison.flops,
-        "images": comparison.images,
-        "limit": asdict(measured.limit) if measured.limit else None,
-        "peers": {name: asdict(figures) for name, figures in measured.peers.items()},
-    }

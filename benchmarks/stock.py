@@ -37,7 +37,7 @@ def stock_network(network: UNet) -> UNet:
     torch's group norm, attention in plain operations, and activations in contiguous memory (NCHW). The UNet makes its
     input channels_last and multiplies 1x1 convolutions as matrices in that layout; both are undone.
     """
-    copy = UNet(network.config, attention_backend="math").to(network.input.weight.device)
+    copy = UNet(network.config, layers.Backends(attention="math")).to(network.input.weight.device)
     copy.load_state_dict(network.state_dict())
     copy.input.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
     _replace(copy, layers.PointwiseConvolution, _PointwiseConvolution)

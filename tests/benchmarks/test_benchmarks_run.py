@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import __main__ as command
 from benchmarks import limits as limits_module
 from benchmarks.cases import CASES
-from benchmarks.comparison import Case, Comparison
+from benchmarks.comparison import Case, Comparison, Decision
 from benchmarks.limits import Limit, Limits
 from benchmarks.measure import Failure, Timing
+from benchmarks.results import Measured, fastest
 from benchmarks.run import run
-from benchmarks.table import Measured, duration, notes, table_of
+from benchmarks.table import duration, notes, table_of
+from kernels import dispatch
 
 CPU = torch.device("cpu")
 
@@ -80,7 +85,7 @@ def test_a_run_ends_in_a_table_and_in_json(tmp_path: Path, fakes: None, capsys: 
     assert list(first["peers"]) == ["slow", "fast", "broken"]
     fast = first["peers"]["fast"]
     assert 0.002 <= fast["quantile_20"] <= fast["median"] <= fast["quantile_80"]
-    assert 1.2 < fast["speedup"] < 2.5
+    assert 1.0 < fast["speedup"] < 4.0
     assert fast["samples"] >= 1 and fast["steps_per_sample"] == 1 and fast["peak_memory"] is None
     assert first["peers"]["broken"] == {"error": "RuntimeError: this peer [is] broken"}
 
@@ -88,6 +93,7 @@ def test_a_run_ends_in_a_table_and_in_json(tmp_path: Path, fakes: None, capsys: 
     for text in ("sleep: two naps", "slow", "fast", "limit: copy", "speedup", "images/s", "failed", "[is] broken"):
         assert text in screen
     assert screen.splitlines()[-1] == f"All figures: {out}"
+    assert "speedup: against the first peer" in screen
 
 
 def test_what_was_measured_before_an_interruption_is_kept(
@@ -174,18 +180,20 @@ def figures(median: float, samples: int = 10) -> Timing:
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_widest_names_of_the_cases_fit_a_narrow_screen(width: int) -> None:
-    from rich.console import Console
-
-    comparison = Comparison("512x128x64x64 scaled, forward + backward", {}, CPU, images=512)
-    measured = Measured(comparison, Limit(1e-3, "bf16 matmul"), {"inductor": figures(2e-3), "gone": Failure("no GPU")})
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    console.print(table_of([measured]))
-    lines = [line.rstrip() for line in console.export_text().splitlines()]
-    assert len(lines) == 5, "no line is folded"
-    assert lines[1] == comparison.name
-    assert lines[2].split() == ["inductor", "2.00", "ms", "30%", "1.00x", "50%", "256,000"]
-    assert lines[3].split() == ["gone", "failed"]
-    assert lines[4].split() == ["limit:", "bf16", "matmul", "1.00", "ms"]
+    compiled = replace(figures(2e-3), first_call=51.7, peak_memory=12_300_000_000)
+    peers = {"bf16 compiled triton": compiled, "gone": Failure("no GPU")}
+    for comparison in (
+        Comparison("75.3 M weights, batch 512", {}, CPU, images=512),
+        Comparison("512x128x64x64 scaled, backward", {}, CPU),
+    ):
+        screen = io.StringIO()
+        Console(width=width, file=screen).print(table_of([Measured(comparison, Limit(1e-3, "bf16 matmul"), peers)]))
+        _, name, peer, gone, limit = (" ".join(line.split()) for line in screen.getvalue().splitlines())
+        assert name == comparison.name
+        assert peer.replace("256,000 ", "") == "bf16 compiled triton 2.00 ms 30% 1.00x 50% 51.7 s 12.3 GB"
+        assert ("256,000" in peer) == (comparison.images is not None)
+        assert gone == "gone failed"
+        assert limit == "limit: bf16 matmul 1.00 ms"
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
@@ -214,3 +222,39 @@ def test_notes_explain_failures_and_shares_above_the_limit() -> None:
 )
 def test_durations_have_three_digits_and_a_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def deciding(key: str, **medians: float) -> Measured:
+    peers: dict[str, Timing | Failure] = {name: figures(median) for name, median in medians.items()}
+    decision = Decision("norm", key, {"inductor": "plain", "triton": "triton"})
+    return Measured(Comparison("work", {}, CPU, decision=decision), None, {**peers, "broken": Failure("no")})
+
+
+def test_the_fastest_backend_of_a_key_over_all_its_comparisons() -> None:
+    results = [
+        deciding("a", eager=1.0, inductor=2.0, triton=3.0),
+        deciding("b", inductor=1.0, triton=3.0),
+        deciding("b", inductor=9.0, triton=2.0),
+        deciding("failed once", inductor=3.0, triton=1.0),
+        deciding("failed once", inductor=3.0),
+        deciding("alone", triton=1.0),
+        Measured(Comparison("decides nothing", {}, CPU), None, {"inductor": figures(1.0)}),
+    ]
+    assert fastest(results) == {"norm": {"a": "plain", "b": "triton"}}
+
+
+def test_choices_are_saved_where_the_kernels_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def decide(device: torch.device, quick: bool) -> Iterator[Comparison]:
+        decision = Decision("attention", "a key", {"slow": "math", "fast": "flash"})
+        yield replace(sleeping(0.002), decision=decision)
+
+    monkeypatch.setattr(command, "CASES", {"decide": Case("decide", "two naps", decide)})
+    monkeypatch.setattr(dispatch, "FOLDER", tmp_path / "measured")
+    command.main(["decide", "--device", "cpu", "--seconds", "0.02", "--save-choices"])
+    assert str(tmp_path / "measured" / "cpu.json") in capsys.readouterr().out
+    assert dispatch.choice("attention", CPU, "a key") == "flash"
+    with pytest.raises(SystemExit):
+        command.main(["decide", "--device", "cpu", "--quick", "--save-choices"])
+    assert "leave out --quick" in capsys.readouterr().err
