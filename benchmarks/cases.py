@@ -10,12 +10,12 @@ CASES = {
     for case in (
         Case(
             "group_norm",
-            "group norm, scale and shift, SiLU of [B, C, H, W], at the shapes of the UNets",
+            "group norm, scale and shift, SiLU of [B, C, H, W] in the UNets",
             kernels.group_norm,
         ),
         Case(
             "attention",
-            "softmax(q k^T / sqrt(dim)) v of [B, heads, tokens, dim], at the shapes of the UNets",
+            "softmax(q k^T / sqrt(dim)) v of [B, heads, tokens, dim]",
             kernels.attention,
         ),
         Case("ema_update", "two moving averages of all weights of the paper's UNet", kernels.ema_update),

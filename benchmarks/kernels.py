@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks import stock
 from benchmarks.comparison import Arithmetic, Comparison, Decision, Step
-from benchmarks.shapes import PAPER, attention_shapes, group_norm_shapes
+from benchmarks.shapes import PAPER, NormShape, attention_shapes, group_norm_shapes
+from engine.compilation import Compilation
 from kernels import attention as attention_kernels
 from kernels import group_norm as group_norm_kernels
 from kernels import reference
@@ -28,33 +29,35 @@ DECAYS = (0.999, 0.9999)
 def group_norm(device: torch.device, quick: bool) -> Iterator[Comparison]:
     """Group norm, scale and shift where the UNets have them, SiLU; in channels_last memory."""
     shapes = group_norm_shapes()
-    for shape in [shapes[0], shapes[-1]] if quick else shapes:
-        C, H, W = shape.channels, shape.height, shape.width
-        for B in _batches(device, quick, (64, 128, 512)):
-            random = partial(torch.randn, device=device, dtype=_dtype(device))
-            x, gradient = (random(B, C, H, W).to(memory_format=torch.channels_last) for _ in range(2))
-            inputs = [x, random(C), random(C)] + ([random(B, C), random(B, C)] if shape.scaled else [])
-            functions = {"eager": stock.group_norm}
-            if not (quick and device.type == "cpu"):  # compiles for some ten seconds a shape
-                functions["inductor"] = _compiled(reference.group_norm)
-            if device.type == "cuda":
-                functions["triton"] = _compiled(partial(group_norm_kernels.group_norm, backend="triton"))
-            yield from _comparisons(
-                f"{B}x{C}x{H}x{W}{' scaled' if shape.scaled else ''}",
-                {name: partial(_normalise, function, shape.num_groups) for name, function in functions.items()},
-                inputs,
-                gradient,
-                ("forward", "backward", "both"),
-                decision=Decision(
-                    "group_norm", group_norm_kernels.dispatch_key(x), {"inductor": "plain", "triton": "triton"}
-                ),
-            )
+    # A backward pass is measured again and again on one forward pass: compiled, it must not work in that one's memory.
+    with torch._functorch.config.patch(donated_buffer=False):
+        for shape in [shapes[0], shapes[-1]] if quick else shapes:
+            for B in _batches(device, quick, (64, 128, 512)):
+                yield from _group_norm_of(B, shape, device, compiles=device.type == "cuda" or not quick)
 
 
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As it is inside a compiled network, where alone there is a choice between backends."""
+def _group_norm_of(B: int, shape: NormShape, device: torch.device, compiles: bool) -> Iterator[Comparison]:
     torch._dynamo.reset()  # else every shape so far counts towards the limit of recompilations
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    # As inside a compiled network, where alone there is a choice between backends.
+    compiled = Compilation("default")
+    functions: dict[str, Callable[..., Tensor]] = {"eager": stock.group_norm}
+    if compiles:
+        functions["inductor"] = compiled(reference.group_norm)
+    if device.type == "cuda":
+        functions["triton"] = compiled(partial(group_norm_kernels.group_norm, backend="triton"))
+
+    C, H, W = shape.channels, shape.height, shape.width
+    random = partial(torch.randn, device=device, dtype=_dtype(device))
+    x, gradient = (random(B, C, H, W).to(memory_format=torch.channels_last) for _ in range(2))
+    inputs = [x, random(C), random(C)] + ([random(B, C), random(B, C)] if shape.scaled else [])
+    yield from _comparisons(
+        f"{B}x{C}x{H}x{W}{' scaled' if shape.scaled else ''}",
+        {name: partial(_normalise, function, shape.num_groups) for name, function in functions.items()},
+        inputs,
+        gradient,
+        ("forward", "backward", "both"),
+        decision=Decision("group_norm", group_norm_kernels.dispatch_key(x), {"inductor": "plain", "triton": "triton"}),
+    )
 
 
 def _normalise(function: Callable[..., Tensor], num_groups: int, *inputs: Tensor) -> Tensor:
@@ -122,8 +125,7 @@ def _comparisons(
     forward_flops: int | None = None,
     decision: Decision | None = None,
 ) -> Iterator[Comparison]:
-    """A comparison for each pass; `gradient` is that of the loss by the result of the peers. What decides
-    is training: both passes."""
+    """A comparison for each pass; `gradient` is that of the loss by the peers' result. Both passes together decide."""
     for tensor in inputs:
         tensor.requires_grad_()
     size = sum(tensor.nbytes for tensor in inputs)
@@ -133,7 +135,7 @@ def _comparisons(
     arithmetic: Arithmetic = "bf16" if gradient.dtype == torch.bfloat16 else "fp32"
     for which in passes:
         yield Comparison(
-            f"{name}, {which}",
+            f"{name}, {'both passes' if which == 'both' else which}",
             {peer: partial(_PASSES[which], function, inputs, gradient) for peer, function in peers.items()},
             gradient.device,
             bytes=bytes_of[which],
@@ -149,9 +151,7 @@ def _forward(function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient
 
 
 def _backward(function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor) -> Step:
-    # What is kept for one backward pass is needed for the next, so a compiled one must not work in its memory.
-    with torch._functorch.config.patch(donated_buffer=False):
-        y = function(*inputs)
+    y = function(*inputs)
     return lambda: torch.autograd.grad(y, inputs, gradient, retain_graph=True)
 
 

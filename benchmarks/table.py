@@ -61,8 +61,8 @@ def notes(results: list[Measured]) -> list[str]:
     shares = [m.limit.seconds / timing.median for m in results if m.limit for timing in m.timings.values()]
     if any(share > 1.05 for share in shares):
         lines.append(
-            "Above 100 % of the limit: data lay in a cache, or was changed in place. A processor's copy may first fetch "
-            "what it overwrites."
+            "Above 100 % of the limit: data lay in a cache, or was changed in place, where a processor's copy may "
+            "first fetch what it overwrites."
         )
     return lines
 

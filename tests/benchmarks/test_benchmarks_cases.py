@@ -47,7 +47,7 @@ def test_peers_of_group_norm_return_the_same() -> None:
     assert list(found)[:3] == [
         "2x128x64x64 scaled, forward",
         "2x128x64x64 scaled, backward",
-        "2x128x64x64 scaled, both",
+        "2x128x64x64 scaled, both passes",
     ]
     forward, backward, both = list(found.values())[:3]
     values, vector, modulation = 2 * 128 * 64 * 64 * 4, 128 * 4, 2 * 128 * 4
@@ -81,7 +81,7 @@ def test_the_stock_group_norm_computes_ours(scaled: bool, activation: str | None
 
 def test_peers_of_attention_return_the_same() -> None:
     found = comparisons("attention")
-    forward, both = found["2x8x256x64, forward"], found["2x8x256x64, both"]
+    forward, both = found["2x8x256x64, forward"], found["2x8x256x64, both passes"]
     assert forward.flops == 2 * (2 * 2 * 8 * 256 * 256 * 64) and both.flops == 3 * forward.flops
     assert forward.bytes == 4 * (2 * 8 * 256 * 64 * 4)
     assert next(iter(forward.peers)) == "auto" and len(forward.peers) > 2

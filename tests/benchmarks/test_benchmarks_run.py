@@ -184,7 +184,7 @@ def test_the_widest_names_of_the_cases_fit_a_narrow_screen(width: int) -> None:
     peers = {"bf16 compiled triton": compiled, "gone": Failure("no GPU")}
     for comparison in (
         Comparison("75.3 M weights, batch 512", {}, CPU, images=512),
-        Comparison("512x128x64x64 scaled, backward", {}, CPU),
+        Comparison("512x128x64x64 scaled, both passes", {}, CPU),
     ):
         screen = io.StringIO()
         Console(width=width, file=screen).print(table_of([Measured(comparison, Limit(1e-3, "bf16 matmul"), peers)]))
