@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import Comparison, Step
@@ -41,14 +42,16 @@ def training_step(device: torch.device, quick: bool) -> Iterator[Comparison]:
         torch._dynamo.reset()  # else the last batch's shapes count towards the limit of recompilations
         batch = _Batch(config, B, device)
         peers = _cpu_peers(network, batch) if device.type == "cpu" else _gpu_peers(network, batch)
-        yield Comparison(
-            f"{weights / 1e6:.1f} M weights, batch {B}",
-            peers,
-            device,
-            flops=3 * B * flops_of_an_image(config),
-            arithmetic="fp32" if device.type == "cpu" else "bf16",
-            images=B,
-        )
+        # Compiled anew, whatever an earlier run left in the compiler's cache: the time it takes is one of the figures.
+        with fresh_cache():
+            yield Comparison(
+                f"{weights / 1e6:.1f} M weights, batch {B}",
+                peers,
+                device,
+                flops=3 * B * flops_of_an_image(config),
+                arithmetic="fp32" if device.type == "cpu" else "bf16",
+                images=B,
+            )
 
 
 def flops_of_an_image(config: UNetConfig) -> int:
