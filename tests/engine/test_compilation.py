@@ -13,8 +13,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from engine import annotate, compilation, prepare, sample, train
-from engine.compilation import Compilation, choose, compile_report
+from engine import annotate, prepare, sample, train
+from engine.compilation import Choice, Compilation, choose, compile_report
 from engine.config import Config
 from engine.trainer import TrainingStep
 from sgdm.diffusion.objective import make_objective
@@ -140,13 +140,14 @@ def test_a_whole_run_compiles_twice_and_equals_the_uncompiled_run(
 
 
 @pytest.mark.slow
-def test_the_report_counts_time_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("choice", ["default", "max-autotune"])
+def test_the_report_counts_time_and_cache(choice: Choice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for attempt in ("first", "second"):
         torch._dynamo.reset()
         counters.clear()
         before = compile_report()
-        function = compilation.Compilation("default")(lambda x: (x.sin() + 2).sum())
+        function = Compilation(choice)(lambda x: (x.sin() + 2).sum())
         function(torch.randn(8, requires_grad=True)).backward()
         report = compile_report()
         assert report.graphs == 1 and report.seconds > before.seconds

@@ -189,6 +189,28 @@ def test_compiles_without_a_graph_break_and_keeps_the_layout(backend: Any, devic
         assert expected[name].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
+@on_each_device
+def test_inductor_hands_the_kernel_its_layout(device: str) -> None:
+    """Between convolutions, whose layout Inductor chooses; forward and backward."""
+    torch.manual_seed(0)
+    first, second = (torch.nn.Conv2d(8, 8, 3, padding=1, device=device) for _ in range(2))
+    weight, bias = torch.rand(8, device=device), torch.rand(8, device=device)
+
+    def block(x: Tensor) -> Tensor:
+        return second(group_norm(first(x), weight, bias, 2, activation="silu", backend="triton"))
+
+    torch._dynamo.reset()
+    results = []
+    for function in (block, torch.compile(block, fullgraph=True, dynamic=False)):
+        x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = function(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *first.parameters()])))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_tiles_own_whole_groups_in_whole_sectors() -> None:
     for C, group_channels in ((128, 4), (192, 6), (320, 40), (8, 1), (12, 4), (640, 640)):
         for pixels in (1, 35, 64, 256, 1024, 4096, 65_536):
