@@ -38,7 +38,7 @@ class _Strict(pydantic.BaseModel):
 class _Object(_Strict):
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = None
     polygon: Annotated[list[Point], Field(min_length=3)] | None = None
-    class_id: Annotated[int, Field(alias="class", ge=0, strict=True)] | None = None
+    class_id: Annotated[int | None, Field(alias="class", ge=0, strict=True)] = None
 
     def points(self) -> list[float]:
         """x y x y ... of its outline."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sgdm.conditions import Condition, concatenate
+from sgdm.conditions import Condition, concatenate, flip_images, make_condition
 
 K = 10
 
@@ -61,3 +61,48 @@ def test_concatenate_refuses_different_parts() -> None:
 
 def test_to_moves_every_part() -> None:
     assert all(part.device.type == "meta" for part in full().to("meta"))
+
+
+def test_flip_mirrors_the_masks_that_are_flipped() -> None:
+    mask = torch.arange(12.0).reshape(2, 1, 2, 3)
+    flipped = Condition(torch.tensor([1, 2]), mask=mask).flip(torch.tensor([False, True]))
+    assert flipped.cluster.tolist() == [1, 2]
+    assert flipped.mask.tolist() == [[[[0, 1, 2], [3, 4, 5]]], [[[8, 7, 6], [11, 10, 9]]]]
+
+
+def test_flip_and_crop_of_a_mask_are_those_of_its_image() -> None:
+    image = torch.randn(4, 3, 8, 8)
+    condition = Condition(mask=(image > 0).float())
+    flipped = torch.tensor([True, False, True, False])
+    mask = condition.flip(flipped).crop(1, 2, 5, 6).mask
+    assert torch.equal(mask, (flip_images(image, flipped)[:, :, 1:6, 2:8] > 0).float())
+
+
+def test_crop_keeps_the_attributes_that_still_have_a_pixel() -> None:
+    mask = torch.zeros(1, 2, 4, 4)
+    mask[0, 0, 0, 0] = mask[0, 1, 3, 3] = 1
+    condition = Condition(attributes=torch.ones(1, 2), mask=mask)
+    assert condition.crop(0, 0, 2, 2).attributes.tolist() == [[1, 0]]
+    assert Condition(torch.tensor([3])).crop(0, 0, 2, 2).cluster.tolist() == [3]
+
+
+def test_a_box_mask_becomes_one_channel() -> None:
+    layout = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    layout[1] = 1
+    condition = make_condition(torch.tensor([4, 5]), layout)
+    assert condition is not None and condition.attributes is None
+    assert condition.cluster.tolist() == [4, 5]
+    assert condition.mask.dtype == torch.float32 and condition.mask.sum(dim=(1, 2, 3)).tolist() == [0, 16]
+
+
+def test_a_label_map_becomes_a_channel_a_class_and_their_presence() -> None:
+    labels = torch.tensor([[[0, 2], [255, 2]], [[255, 255], [255, 255]]], dtype=torch.uint8)
+    condition = make_condition(None, labels, num_segments=3)
+    assert condition is not None and condition.cluster is None
+    assert condition.attributes.tolist() == [[1, 0, 1], [0, 0, 0]]
+    expected = torch.nn.functional.one_hot(labels.long().clamp_max(3), 4)[..., :3].permute(0, 3, 1, 2)
+    assert torch.equal(condition.mask, expected.float())
+
+
+def test_nothing_guides_without_cluster_and_layout() -> None:
+    assert make_condition(None, None) is None
