@@ -66,6 +66,18 @@ def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return image, cluster
 
 
+def read_examples(path: Path) -> dict[str, np.ndarray]:
+    """Images of a few layouts several times over: layout uint8 [n,H,W], image uint8 [n,H,W,3], row int64 [n]; empty
+    where no layout guides."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "example" not in file:
+                return {}
+            return {"image": file["example"], "layout": file["example_layout"], "row": file["example_row"]}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise _damaged(path, str(error), "sample") from error
+
+
 def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -12,7 +12,8 @@ import jinja2
 import numpy as np
 
 from engine import charts
-from engine.evidence import Evidence, gather, is_number, read_samples
+from engine.evidence import Evidence, gather, is_number, read_examples, read_samples
+from engine.sheets import layout_lines
 from sgdm.files import atomic_write
 
 RealImages = Callable[[np.ndarray], np.ndarray]
@@ -30,8 +31,9 @@ METRICS = {  # key of metrics.json: heading, which way is better
     "recall": ("Recall", "↑"),
     "density": ("Density", "↑"),
     "coverage": ("Coverage", "↑"),
+    "layout_agreement": ("Layout agreement", "↑"),
 }
-SHARES = ("precision", "recall", "density", "coverage")
+SHARES = ("precision", "recall", "density", "coverage", "layout_agreement")
 
 
 def write_report(run: Path, data: Path, annotation: Path, versions: dict[str, str], real_images: RealImages) -> Path:
@@ -205,18 +207,30 @@ def pictures(evidence: Evidence, best: dict[str, Any], real_images: RealImages) 
     columns = min(8, max(3, 16 // (len(scales) + 1)))
     shown = GRID_ROWS * columns
     gallery_scale = _gallery_scale(scales, best)
-    panels, ids, gallery = [], [], {}
+    panels, ids, gallery, layouts = [], [], {}, {}
     for scale in scales:
         image, cluster = read_samples(evidence.samples[scale])
         panels.append({"scale": scale, "sheet": charts.sheet(image[:shown], columns)})
         ids.append(cluster[:shown])
         if scale == gallery_scale and evidence.annotation is not None:
             gallery = {"scale": scale, "rows": _gallery(image, cluster, evidence.annotation.clusters, real_images)}
+        if scale == gallery_scale and (examples := read_examples(evidence.samples[scale])):
+            layouts = {"scale": scale, **_layouts(examples, evidence.config.segments, real_images)}
     if panels and evidence.data.get("count"):
         spread = np.unique(np.linspace(0, evidence.data["count"] - 1, shown).astype(np.int64))
         panels.append({"scale": None, "sheet": charts.sheet(real_images(spread), columns)})
     comparable = len(scales) > 1 and all(np.array_equal(ids[0], other) for other in ids)
-    return {"panels": panels, "gallery": gallery, "comparable": comparable}
+    return {"panels": panels, "gallery": gallery, "layouts": layouts, "comparable": comparable}
+
+
+def _layouts(examples: dict[str, np.ndarray], segments: int, real_images: RealImages) -> dict[str, Any]:
+    """A line for each layout: it, the real image that it was found in, and what was drawn for it."""
+    real = real_images(np.unique(examples["row"]))
+    lines = layout_lines(examples["layout"], examples["image"], examples["row"], segments, real)
+    columns = max(map(len, lines))
+    blank = np.full_like(lines[0][0], 255)
+    pictures = [picture for line in lines for picture in [*line, *[blank] * (columns - len(line))]]
+    return {"sheet": charts.sheet(np.stack(pictures), columns), "lines": len(lines)}
 
 
 def _gallery_scale(scales: list[float], best: dict[str, Any]) -> float | None:

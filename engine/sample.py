@@ -21,7 +21,7 @@ from engine.console import run_program
 from engine.distributed import Ranks
 from engine.guidance import Guidance, load_guidance
 from engine.layouts import read_layouts
-from engine.sheets import layout_sheet
+from engine.sheets import layout_lines, layout_sheet
 from sgdm.conditions import Condition, make_condition
 from sgdm.data.beton import check_beton
 from sgdm.data.guides import Guides
@@ -182,7 +182,7 @@ def draw_layouts(config: Config, plan: Plan, path: Path) -> None:
                 told = tell(asked, numbers)
                 with atomic_write(stem.with_name(f"{stem.name}.npz")) as temporary:
                     np.savez(temporary, allow_pickle=False, image=pixels, **told)
-                page = layout_sheet(told["layout"], pixels, told["row"], config.segments)
+                page = layout_sheet(layout_lines(told["layout"], pixels, told["row"], config.segments))
                 with atomic_write(stem.with_name(f"{stem.name}.png")) as temporary:
                     Image.fromarray(page).save(temporary, format="png")
                 telemetry.say(f"sample: guidance {scale:g} -> {stem}.png")

@@ -23,25 +23,31 @@ def layout_picture(layout: NDArray[np.uint8], segments: int) -> NDArray[np.uint8
     return colours[layout]
 
 
-def layout_sheet(
+def layout_lines(
     layouts: NDArray[np.uint8],
     images: NDArray[np.uint8],
     rows: NDArray[np.int64],
     segments: int,
     real: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8]:
-    """A line for each layout: the layout, where given the real image that it is of, and the images drawn for it.
+) -> list[list[NDArray[np.uint8]]]:
+    """Pictures uint8 [H, W, 3], a line for each layout: the layout, where given the real image that it is of, and the
+    images drawn for it.
 
     layouts uint8 [n, H, W], images uint8 [n, H, W, 3], rows [n]: equal where the layout is one and the same; real
-    uint8 [distinct rows, H, W, 3], in the order in which the rows first come. Returns uint8 [height, width, 3].
+    uint8 [distinct rows, H, W, 3], by ascending row.
     """
-    _, first = np.unique(rows, return_index=True)
+    distinct, first = np.unique(rows, return_index=True)
     lines = []
-    for position, start in enumerate(np.sort(first)):
-        line = [layout_picture(layouts[start], segments)]
+    for position in np.argsort(first):
+        line = [layout_picture(layouts[first[position]], segments)]
         line += [] if real is None else [real[position]]
-        lines.append([*line, *images[rows == rows[start]]])
-    H, W = layouts.shape[1:]
+        lines.append([*line, *images[rows == distinct[position]]])
+    return lines
+
+
+def layout_sheet(lines: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+    """The pictures of layout_lines on one sheet, uint8 [height, width, 3]."""
+    H, W = lines[0][0].shape[:2]
     columns = max(map(len, lines))
     sheet = np.full((len(lines) * (H + GAP) - GAP, columns * (W + GAP) - GAP, 3), PAPER, np.uint8)
     for y, line in enumerate(lines):

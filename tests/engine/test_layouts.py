@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import AnnotationConfig, Config
 from engine.layouts import LayoutFileError, read_layouts
-from engine.sheets import layout_sheet
+from engine.sheets import layout_lines, layout_sheet
 from sgdm.data.guides import Guides
 
 BOXES = AnnotationConfig(num_clusters=3, encoder="pixels", layout="boxes")
@@ -93,7 +93,7 @@ def test_a_sheet_has_a_line_for_each_layout() -> None:
     layouts = np.zeros((5, 4, 4), np.uint8)
     layouts[3:] = 1
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-    sheet = layout_sheet(layouts, images, np.array([9, 9, 9, 2, 2]), segments=0)
+    sheet = layout_sheet(layout_lines(layouts, images, np.array([9, 9, 9, 2, 2]), segments=0))
     assert sheet.shape == (4 + 2 + 4, 4 * 4 + 3 * 2, 3)
     assert (sheet[0, 6:10] == 0).all() and (sheet[6, 6:10] == 3).all()  # the first image of each layout
     assert (sheet[6, :4] == 255).all()
