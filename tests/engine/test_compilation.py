@@ -17,6 +17,7 @@ from engine import annotate, prepare, sample, train
 from engine.compilation import Choice, Compilation, choose, compile_report
 from engine.config import Config
 from engine.trainer import TrainingStep
+from sgdm.data.guides import Drawn
 from sgdm.diffusion.objective import make_objective
 from sgdm.models.config import UNetConfig
 from sgdm.models.unet import UNet
@@ -73,11 +74,12 @@ def test_the_result_of_cuda_graphs_is_not_overwritten_by_the_next(monkeypatch: p
     assert (first.item(), second.item()) == (1, 2)
 
 
-def arguments(B: int = 4) -> tuple[Tensor, ...]:
+def arguments(B: int = 4) -> tuple[Any, ...]:
     return (
         torch.randint(0, 256, (B, 3, 8, 8), dtype=torch.uint8),
-        torch.randint(0, 5, (B,)),
+        Drawn(torch.randint(0, 5, (B,)), torch.randint(0, 2, (B, 1, 8, 8), dtype=torch.uint8)),
         torch.rand(B) < 0.1,
+        torch.rand(B) < 0.5,
         torch.randn(B, 3, 8, 8),
         torch.rand(B),
     )
@@ -93,9 +95,10 @@ def test_training_evaluation_and_training_again_compile_each_once(counter: Compi
         attention_downsamples=(2,),
         heads=2,
         num_clusters=5,
+        mask_channels=1,
     )
     network = UNet(config)
-    step = TrainingStep(network, make_objective("eps", "sqrt_linear", None), 5, False, Compilation("default"))
+    step = TrainingStep(network, make_objective("eps", "sqrt_linear", None), False, Compilation("default"))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 
     def train_steps() -> None:
