@@ -13,8 +13,12 @@ import pydantic
 import tyro
 import yaml
 
+from engine.compilation import Choice
+from kernels.attention import Backend as AttentionBackend
+from kernels.group_norm import Backend as GroupNormBackend
 from sgdm.files import atomic_write, fingerprint
 from sgdm.models.config import UNetConfig
+from sgdm.models.layers import Backends
 
 SMALLEST_SET = 10
 """Images; the Inception score takes ten parts, precision and recall the fifth neighbour of each."""
@@ -113,8 +117,14 @@ class TrainingConfig:
     """Decay a step of each average of the weights, ramped as min(decay, (1 + n) / (10 + n)) at step n."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision; weights, averages, norms and loss stay fp32. `auto`: bf16 where the device is fast at it."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the whole step with torch.compile; `auto`: on a GPU. On a CPU it costs minutes before the first step."""
+    compile: Choice = "auto"
+    """Compile the whole step with torch.compile, and the network of sample: `default`, `max-autotune` (minutes more of
+    compiling, often a few percent faster), `cuda-graphs` (replayed from static buffers, for steps of many small
+    kernels), `off`. `auto`: default on a GPU, off on a CPU, where it costs minutes before the first step."""
+    attention: AttentionBackend = "auto"
+    """Attention kernel; `auto`: the fastest that takes the tensors. `sgdm info` says which can be used here."""
+    group_norm: GroupNormBackend = "auto"
+    """Group norm kernel; `auto`: Triton on a GPU. `plain` leaves it to PyTorch."""
     zero_stage: Literal[0, 1, 2] = 0
     """DeepSpeed ZeRO stage: 1 shards the optimizer state over processes, 2 the gradients too."""
     log_images: int = 10_000
@@ -123,6 +133,10 @@ class TrainingConfig:
     """Images between two checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+
+    @property
+    def backends(self) -> Backends:
+        return Backends(self.attention, self.group_norm)
 
     def __post_init__(self) -> None:
         for name in (

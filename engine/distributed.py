@@ -45,11 +45,6 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
 
-def compiles(choice: str, device: torch.device) -> bool:
-    """What training.compile means on a device."""
-    return choice == "on" or (choice == "auto" and device.type == "cuda")
-
-
 def cpu_features() -> set[str]:
     """Instruction sets of the processor that matter here, by the names /proc/cpuinfo gives them, in capitals."""
     try:

@@ -11,6 +11,7 @@ from rich.table import Table
 from engine import distributed
 from engine.telemetry import console
 from kernels.attention import attention_backends
+from kernels.group_norm import refusal as group_norm_refusal
 
 PACKAGES = (
     "sgdm",
@@ -67,5 +68,8 @@ def main() -> None:
 
 def kernel_reasons(device: torch.device) -> dict[str, str]:
     """What computes each operation of kernels/ on this device."""
-    compiled = "PyTorch, fused by torch.compile"
-    return {"group_norm": compiled, "ema_update": f"PyTorch foreach on {device.type}"}
+    reason = group_norm_refusal("triton", device)
+    return {
+        "group_norm": "Triton" if reason is None else f"PyTorch, fused by torch.compile (the Triton kernel {reason})",
+        "ema_update": f"PyTorch foreach on {device.type}",
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine import checkpoint, distributed, telemetry
+from engine import checkpoint, compilation, distributed, telemetry
 from engine.config import Config, to_plain
 from engine.console import run_program
 from engine.distributed import Ranks
@@ -109,16 +108,15 @@ def draw_clusters(frequencies: NDArray[np.float64], images: int, seed: int) -> N
 
 
 def load_denoiser(config: Config, weights: Path, ranks: Ranks) -> Denoiser:
-    network = UNet.from_pretrained(weights, expected=config.network).to(ranks.device).eval()
+    network = UNet.from_pretrained(weights, expected=config.network, backends=config.training.backends)
+    network = network.to(ranks.device).eval()
     bf16 = distributed.computes_in_bf16(config.training.precision, ranks.device)
 
     def forward(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
             return network(x, time, condition)
 
-    call: Callable[..., Tensor] = forward
-    if distributed.compiles(config.training.compile, ranks.device):
-        call = torch.compile(forward, dynamic=False)
+    call = compilation.choose(config.training.compile, ranks.device)(forward)
     objective = make_objective(
         config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma
     ).to(ranks.device)

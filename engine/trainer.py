@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint
+from engine.compilation import Compilation, CompileReport, choose, compile_report
 from engine.config import Config
-from engine.distributed import Ranks, compiles, computes_in_bf16
+from engine.distributed import Ranks, computes_in_bf16
 from engine.ema import Averages
 from engine.telemetry import progress, say
 from sgdm.conditions import Condition
@@ -33,14 +34,16 @@ class DivergedError(ValueError):
 class TrainingStep(nn.Module):
     """Stored images and their random numbers to a loss: the module that DeepSpeed holds, and that is compiled whole."""
 
-    def __init__(self, network: UNet, objective: Objective, num_clusters: int, bf16: bool, compiled: bool) -> None:
+    def __init__(
+        self, network: UNet, objective: Objective, num_clusters: int, bf16: bool, compilation: Compilation
+    ) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
         self.num_clusters = num_clusters
         self.bf16 = bf16
         # The inside is compiled and not the module: DeepSpeed hangs hooks on the module that dynamo cannot trace.
-        self._compiled_loss = torch.compile(self._loss, fullgraph=True, dynamic=False) if compiled else self._loss
+        self._compiled_loss = compilation(self._loss)
 
     def forward(self, image: Tensor, cluster: Tensor | None, dropped: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
         """image uint8 [B,3,H,W], cluster int64 [B], dropped bool [B], noise float32 [B,3,H,W], uniform float32 [B]
@@ -114,14 +117,15 @@ class Trainer:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
-        network = UNet(config.network).to(ranks.device)
+        network = UNet(config.network, training.backends).to(ranks.device)
         self.averages = Averages(network, training.ema_decays)
         bf16 = computes_in_bf16(config.training.precision, ranks.device)
         objective = make_objective(
             config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma
         )
-        compiled = compiles(training.compile, ranks.device)
-        step = TrainingStep(network, objective, config.annotation.num_clusters, bf16, compiled)
+        self.compilation = choose(training.compile, ranks.device, training.accumulation)
+        self.compile_report: CompileReport | None = None
+        step = TrainingStep(network, objective, config.annotation.num_clusters, bf16, self.compilation)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
@@ -134,8 +138,10 @@ class Trainer:
             say(
                 f"train: {parameters / 1e6:.2f} M parameters, {ranks.world_size} process(es) on {ranks.device.type}, "
                 f"ZeRO {training.zero_stage}, {'bf16' if bf16 else 'fp32'}, "
-                f"{'compiled' if compiled else 'eager'}"
+                f"{f'compiled ({self.compilation.choice})' if self.compilation.compiles else 'eager'}"
             )
+            if self.compilation.note:
+                say(f"train: {self.compilation.note}")
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
@@ -155,6 +161,10 @@ class Trainer:
         with progress("train", training.images, self.images, visible=self.ranks.first) as advance:
             while self.images < training.images:
                 loss_sum += self._step(next(batches)) * training.batch_size
+                if self.compilation.compiles and self.compile_report is None:
+                    self.compile_report = compile_report()
+                    if self.ranks.first:
+                        say(f"train: compiled {self.compile_report}")
                 self.images += training.batch_size
                 advance(training.batch_size)
                 saves = self.images - saved >= training.checkpoint_images or self.images >= training.images

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels import dispatch
+
 try:
     from xformers.ops import memory_efficient_attention
 except ImportError:
@@ -25,8 +27,9 @@ _SDPA_BACKENDS = {
     "math": SDPBackend.MATH,
 }
 _CUDA_ONLY = ("cudnn", "efficient", "xformers")
-# cuDNN is reported 1.7-2.3x faster than flash on Hopper at training shapes and slower before and after it
-# (huggingface/transformers#48163). xformers runs kernels that torch has too, so it is used only where named.
+# Where nothing was measured. cuDNN is reported 1.7-2.3x faster than flash on Hopper at training shapes and slower
+# before and after it (huggingface/transformers#48163). No rule by shape has evidence yet: shapes enter by measured
+# choices (kernels/dispatch.py). xformers runs kernels that torch has too: it is used where measured best, or named.
 _PREFERENCE = ("flash", "efficient", "cudnn", "math")
 _PREFERENCE_HOPPER = ("cudnn", "flash", "efficient", "math")
 
@@ -39,12 +42,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: Backend = "auto") -> Ten
     """softmax(q k^T / sqrt(dim)) v, without mask or dropout (Vaswani et al., 2017, equation 1).
 
     q [B, heads, queries, dim], k and v [B, heads, keys, dim], of one floating dtype; returns the shape of q.
-    "auto" takes the first of a preference list that accepts the tensors. A named backend is used or raises
-    AttentionError (while torch.compile traces: torch's own error, which gives no reasons).
-    ValueError for an unknown backend.
+    Keys may outnumber queries: tokens put in front of an image's own. "auto" takes the first backend that accepts the
+    tensors, of the one that was measured to be fastest at these shapes and a preference list by compute capability. A
+    named backend is used or raises AttentionError (while torch.compile traces: torch's own error, which gives no
+    reasons). ValueError for an unknown backend.
     """
     if backend == "auto":
-        with sdpa_kernel([_SDPA_BACKENDS[name] for name in _preference(q.device)], set_priority=True):
+        names = _preference(q.device, dispatch_key(q, k))
+        if names[0] == "xformers":
+            return _run("xformers", q, k, v)
+        with sdpa_kernel([_SDPA_BACKENDS[name] for name in names], set_priority=True):
             return F.scaled_dot_product_attention(q, k, v)
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; choose auto or one of {', '.join(BACKENDS)}")
@@ -67,10 +74,22 @@ def attention_backends(device: torch.device | str) -> dict[str, str | None]:
     return {name: _refusal(name, q, k, v) for name in BACKENDS}
 
 
-def _preference(device: torch.device) -> tuple[str, ...]:
+def dispatch_key(q: Tensor, k: Tensor) -> str:
+    """What a measured choice depends on. Batch and heads are left out: they scale every backend alike."""
+    return f"{str(q.dtype).removeprefix('torch.')} {q.shape[2]} queries {k.shape[2]} keys {q.shape[3]} dim"
+
+
+@torch.compiler.assume_constant_result  # nothing here for dynamo to trace
+def _preference(device: torch.device, key: str) -> tuple[str, ...]:
+    names = _PREFERENCE
     if device.type == "cuda" and torch.cuda.get_device_properties(device).major == 9:
-        return _PREFERENCE_HOPPER
-    return _PREFERENCE
+        names = _PREFERENCE_HOPPER
+    measured = dispatch.choice("attention", device, key)
+    if measured is None or (measured == "xformers" and memory_efficient_attention is None):
+        return names
+    names = (measured, *(name for name in names if name != measured))
+    # "math" takes everything; a CPU ignores the order, so what comes after it is cut off.
+    return names[: names.index("math") + 1]
 
 
 def _run(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

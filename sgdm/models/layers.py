@@ -7,17 +7,26 @@ them as flat memory. Residual, attention and resampling layers are all called as
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.attention import Backend, attention
+from kernels.attention import Backend as AttentionBackend
+from kernels.attention import attention
+from kernels.group_norm import Backend as GroupNormBackend
 from kernels.group_norm import group_norm
 from sgdm.models.embedding import Guide
 
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Backends(NamedTuple):
+    """Which implementation of each kernel a network uses. It decides speed and rounding, and no weight."""
+
+    attention: AttentionBackend = "auto"
+    group_norm: GroupNormBackend = "auto"
 
 
 class GroupNorm(nn.Module):
@@ -28,9 +37,9 @@ class GroupNorm(nn.Module):
     channel is.
     """
 
-    def __init__(self, channels: int, activation: Literal["silu"] | None = "silu") -> None:
+    def __init__(self, channels: int, backends: Backends, activation: Literal["silu"] | None = "silu") -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.backend = activation, backends.group_norm
         most = max(1, min(32, channels // 4))
         self.num_groups = max(groups for groups in range(1, most + 1) if channels % groups == 0)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -45,6 +54,7 @@ class GroupNorm(nn.Module):
             scale=scale,
             shift=shift,
             activation=self.activation,
+            backend=self.backend,
         )
 
 
@@ -117,15 +127,16 @@ class ResidualBlock(nn.Module):
         guide_width: int,
         dropout: float,
         scale_shift: bool,
+        backends: Backends,
         resample: Literal["halve", "double"] | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = _RESAMPLINGS[resample]
-        self.input_norm = GroupNorm(in_channels)
+        self.input_norm = GroupNorm(in_channels, backends)
         self.input_convolution = convolution(in_channels, out_channels)
         self.guide = nn.Linear(guide_width, 2 * out_channels if scale_shift else out_channels)
-        self.output_norm = GroupNorm(out_channels)
+        self.output_norm = GroupNorm(out_channels, backends)
         self.dropout = nn.Dropout(dropout)
         self.output_convolution = zeroed(convolution(out_channels, out_channels))
         self.skip = nn.Identity() if in_channels == out_channels else PointwiseConvolution(in_channels, out_channels)
@@ -145,17 +156,18 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Every pixel attends to every pixel."""
 
-    def __init__(self, channels: int, heads: int, backend: Backend) -> None:
+    def __init__(self, channels: int, heads: int, backends: Backends) -> None:
         super().__init__()
-        self.heads, self.backend = heads, backend
-        self.norm = GroupNorm(channels, activation=None)
+        self.heads, self.backend = heads, backends.attention
+        self.norm = GroupNorm(channels, backends, activation=None)
         self.qkv = PointwiseConvolution(channels, 3 * channels)
         self.output = zeroed(PointwiseConvolution(channels, channels))
 
     def forward(self, x: Tensor, guide: Guide) -> Tensor:
         B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(B, H * W, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).view(B, H * W, 3, self.heads, C // self.heads)
+        # Views all of them; taken apart in this order their gradients are put together by one copy.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(dim=2))
         y = attention(q, k, v, self.backend)
         return x + self.output(y.transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2))
 
@@ -167,9 +179,9 @@ class ContextAttention(nn.Module):
     the paper's boxed and segmented networks have it.
     """
 
-    def __init__(self, channels: int, heads: int, context_channels: int, backend: Backend) -> None:
+    def __init__(self, channels: int, heads: int, context_channels: int, backends: Backends) -> None:
         super().__init__()
-        self.heads, self.backend = heads, backend
+        self.heads, self.backend = heads, backends.attention
         head_channels = channels // heads
         self.norm = nn.LayerNorm(channels, bias=False)
         self.query = nn.Linear(channels, channels, bias=False)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.attention import Backend
 from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
 from sgdm.models.embedding import Embedder, Guide
 from sgdm.models.layers import (
+    Backends,
     ContextAttention,
     Downsample,
     GroupNorm,
@@ -36,10 +36,9 @@ class UNet(Pretrained):
     does not fit the configuration; cluster ids are not checked, since that would wait for the device.
     """
 
-    def __init__(self, config: UNetConfig, attention_backend: Backend = "auto") -> None:
+    def __init__(self, config: UNetConfig, backends: Backends = Backends()) -> None:
         super().__init__()
-        self.config = config
-        self.attention_backend = attention_backend
+        self.config, self.backends = config, backends
         self.embedder = Embedder(config)
         pixels = config.patch_size**2
         self.input = convolution(pixels * (config.in_channels + config.mask_channels), config.channels)
@@ -51,7 +50,7 @@ class UNet(Pretrained):
             self._residual(innermost, innermost),
         )
         self.decoder = self._build_decoder(skip_widths)
-        self.output_norm = GroupNorm(config.widths[0])
+        self.output_norm = GroupNorm(config.widths[0], backends)
         self.output = zeroed(convolution(config.widths[0], pixels * config.out_channels))
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
@@ -108,14 +107,14 @@ class UNet(Pretrained):
     ) -> ResidualBlock:
         config = self.config
         return ResidualBlock(
-            in_channels, out_channels, self.embedder.width, config.dropout, config.scale_shift, resample
+            in_channels, out_channels, self.embedder.width, config.dropout, config.scale_shift, self.backends, resample
         )
 
     def _attention(self, width: int) -> SelfAttention | ContextAttention:
         config = self.config
         if config.context_tokens:
-            return ContextAttention(width, config.heads_of(width), config.context_channels, self.attention_backend)
-        return SelfAttention(width, config.heads_of(width), self.attention_backend)
+            return ContextAttention(width, config.heads_of(width), config.context_channels, self.backends)
+        return SelfAttention(width, config.heads_of(width), self.backends)
 
     def _attention_at(self, level: int) -> list[nn.Module]:
         if self.config.downsamples[level] not in self.config.attention_downsamples:

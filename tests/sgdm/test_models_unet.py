@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernels import group_norm_triton
 from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
+from sgdm.models.layers import Backends, GroupNorm
 from sgdm.models.unet import UNet
 
 TINY = UNetConfig(
@@ -35,21 +38,23 @@ VARIANTS = {
 }
 
 
-def inputs(config: UNetConfig, B: int = 2) -> tuple[Tensor, Tensor, Condition | None]:
+def inputs(
+    config: UNetConfig, B: int = 2, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Condition | None]:
     size = config.image_size
     condition = Condition(
         cluster=torch.arange(B) if config.num_clusters else None,
         attributes=torch.ones(B, config.num_attributes) if config.num_attributes else None,
         mask=torch.ones(B, config.mask_channels, size, size) if config.mask_channels else None,
     )
-    x = torch.randn(B, config.in_channels, size, size)
+    x = torch.randn(B, config.in_channels, size, size, generator=generator)
     return x, torch.linspace(0, 999, B), condition if config.has_condition else None
 
 
-def trained(config: UNetConfig) -> UNet:
+def trained(config: UNetConfig, backends: Backends = Backends()) -> UNet:
     """A network whose weights are all random, so that nothing is zero by construction."""
     torch.manual_seed(0)
-    network = UNet(config)
+    network = UNet(config, backends)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network.eval()
@@ -189,6 +194,47 @@ def test_traces_as_one_graph_while_training(name: str) -> None:
     actual = traced(*arguments)
     torch.manual_seed(0)
     torch.testing.assert_close(actual, network(*arguments), rtol=1e-4, atol=1e-4)
+
+
+def test_one_graph_on_a_gpu_with_every_norm_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there: shapes, strides and operators are traced, and nothing is computed."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        network = UNet(TINY, Backends(attention="math")).eval()  # to choose another, torch asks the GPU
+        x, time, condition = inputs(TINY)
+        y = torch.compile(network, backend=keep, fullgraph=True, dynamic=False)(x, time, condition)
+    norms = sum(isinstance(module, GroupNorm) for module in network.modules())
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert len(graphs) == 1 and norms > 10
+    assert targets.count("sgdm.group_norm.default") == norms
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(not group_norm_triton.INTERPRETED, reason="Triton's interpreter is off, for there is a GPU")
+@pytest.mark.parametrize("name", ["clusters", "boxed"])
+def test_triton_and_plain_norms_make_one_network(name: str) -> None:
+    config = replace(VARIANTS[name], dropout=0.0)
+    plain, fused = trained(config), trained(config, Backends(group_norm="triton"))
+    assert plain.state_dict().keys() == fused.state_dict().keys()
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True, dynamic=False)
+    assert compiled.state_dict().keys() == {f"_orig_mod.{key}" for key in plain.state_dict()}
+    results = []
+    for network, call in ((plain, plain), (fused, fused), (fused, compiled)):
+        network.zero_grad()
+        y = call(*inputs(config, generator=torch.Generator().manual_seed(0)))
+        y.square().mean().backward()
+        results.append([y, *(parameter.grad.clone() for parameter in network.parameters())])
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            assert (actual - expected).norm() <= 1e-4 * expected.norm() + 1e-6
 
 
 @pytest.mark.slow

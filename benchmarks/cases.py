@@ -1,0 +1,24 @@
+"""Every case, by name. A new one is a generator of comparisons and a line here."""
+
+from __future__ import annotations
+
+from benchmarks import kernels, unet
+from benchmarks.comparison import Case
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "group_norm",
+            "group norm, scale and shift, SiLU of [B, C, H, W] in the UNets",
+            kernels.group_norm,
+        ),
+        Case(
+            "attention",
+            "softmax(q k^T / sqrt(dim)) v of [B, heads, tokens, dim]",
+            kernels.attention,
+        ),
+        Case("ema_update", "two moving averages of all weights of the paper's UNet", kernels.ema_update),
+        Case("training_step", "forward and backward pass of the paper's UNet", unet.training_step),
+    )
+}
