@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import kernels, unet
+from benchmarks import kernels, raster, unet
 from benchmarks.comparison import Case
 
 CASES = {
@@ -19,6 +19,7 @@ CASES = {
             kernels.attention,
         ),
         Case("ema_update", "two moving averages of all weights of the paper's UNet", kernels.ema_update),
+        Case("raster", "masks and label maps of 64x64 from run lengths and polygons, on the CPU", raster.raster),
         Case("training_step", "forward and backward pass of the paper's UNet", unet.training_step),
     )
 }

@@ -13,39 +13,6 @@ namespace sgdm {
 
 namespace {
 
-thread_local Scratch scratch_of_thread;
-
-View view_of(const Batch& batch, std::size_t row, const Place& place) {
-    const View view{batch.sizes[2 * row],     batch.sizes[2 * row + 1], batch.crops[4 * row],
-                    batch.crops[4 * row + 1], batch.crops[4 * row + 2], batch.crops[4 * row + 3],
-                    batch.flips[row] != 0};
-    check_view(view, place);
-    return view;
-}
-
-// The number of the row's image among `count` images.
-std::size_t image_of(const Batch& batch, std::size_t row, std::size_t count) {
-    const std::int64_t image = batch.images[row];
-    if (image < 0 || static_cast<std::uint64_t>(image) >= count) {
-        refuse({image}, "row " + std::to_string(row) + " of the batch asks for it, but there are " +
-                            std::to_string(count) + " images");
-    }
-    return static_cast<std::size_t>(image);
-}
-
-void check_target(std::int64_t height, std::int64_t width) {
-    if (height < 1 || width < 1 || height > kLongestTarget || width > kLongestTarget) {
-        throw std::invalid_argument("a target of " + std::to_string(height) + " x " + std::to_string(width) +
-                                    " pixels; each side must be 1 to " + std::to_string(kLongestTarget));
-    }
-}
-
-void sample_axes(const Target& target, Scratch& scratch) {
-    const View& view = target.view;
-    scratch.rows.sample(view.y0, view.y1, view.height, target.height, target.sampling, target.place);
-    scratch.columns.sample(view.x0, view.x1, view.width, target.width, target.sampling, target.place);
-}
-
 bool is_sampled(const Objects& objects, Sampling sampling) {
     if (std::holds_alternative<Polygons>(objects)) {
         return false;
@@ -81,7 +48,7 @@ struct Image {
           range(find(all, batch, row)),
           view(view_of(batch, row, {batch.images[row]})),
           target{view, size.height, size.width, batch.sampling, {batch.images[row]}},
-          scratch(scratch_of_thread) {
+          scratch(scratch_of_thread()) {
         if (is_sampled(all.objects, batch.sampling)) {
             sample_axes(target, scratch);
         }
@@ -148,75 +115,6 @@ void rasterize_image(const Annotations& annotations, const Batch& batch, const O
     }
 }
 
-template <typename Label>
-void write_labels(std::span<const Label> labels, const LabelMaps& maps, const Target& target,
-                  const auto& canvas, Scratch& scratch) {
-    const auto width = static_cast<std::size_t>(target.view.width);
-    std::vector<std::int32_t>& classes = scratch.classes;
-    classes.resize(static_cast<std::size_t>(target.width));
-    for (std::int64_t row = 0; row < target.height; ++row) {
-        const auto source_row = static_cast<std::size_t>(scratch.rows.source[static_cast<std::size_t>(row)]);
-        const std::span<const Label> source = labels.subspan(source_row * width, width);
-        for (std::size_t column = 0; column < classes.size(); ++column) {
-            const auto source_column = static_cast<std::size_t>(scratch.columns.source[column]);
-            const std::int64_t label = source[source_column];
-            std::int32_t& shown = classes[target.view.flip ? classes.size() - 1 - column : column];
-            if (label == maps.ignore) {
-                shown = -1;
-            } else if (label >= 0 && static_cast<std::size_t>(label) < maps.classes.size()) {
-                shown = maps.classes[static_cast<std::size_t>(label)];
-            } else {
-                refuse(target.place, "label " + std::to_string(label) + " at row " + std::to_string(source_row) +
-                                         ", column " + std::to_string(source_column) + " is not one of 0 to " +
-                                         std::to_string(static_cast<std::int64_t>(maps.classes.size()) - 1) +
-                                         " and not the ignored one");
-            }
-        }
-        canvas.write(row, classes);
-    }
-}
-
-template <typename T>
-void rasterize_label_map(const LabelMaps& maps, const Batch& batch, const Output& output, std::size_t row) {
-    const Place place{batch.images[row]};
-    const std::size_t image = image_of(batch, row, maps.count());
-    const View view = view_of(batch, row, place);
-    const Target target{view, output.height, output.width, batch.sampling, place};
-    check_size(maps.sizes, image, target);
-    Scratch& scratch = scratch_of_thread;
-    sample_axes(target, scratch);
-    const Canvas<T> canvas(output, static_cast<std::int64_t>(row));
-    canvas.clear();
-    std::visit(
-        [&](const auto& labels) {
-            const Range range = range_of(maps.offsets, image, labels.size(), "pixels", place);
-            if (range.size() != static_cast<std::size_t>(view.height) * static_cast<std::size_t>(view.width)) {
-                refuse(place, "its offsets hold " + std::to_string(range.size()) + " pixels, its size is " +
-                                  std::to_string(view.height) + " x " + std::to_string(view.width));
-            }
-            write_labels(labels.subspan(range.begin, range.size()), maps, target, canvas, scratch);
-        },
-        maps.labels);
-}
-
-void check_output(const Output& output, const Batch& batch) {
-    check_target(output.height, output.width);
-    if (static_cast<std::uint64_t>(output.images) != batch.images.size()) {
-        throw std::invalid_argument("out holds " + std::to_string(output.images) + " images, but the batch has " +
-                                    std::to_string(batch.images.size()));
-    }
-}
-
-void check_table(const LabelMaps& maps, std::int64_t classes) {
-    for (std::size_t label = 0; label < maps.classes.size(); ++label) {
-        if (maps.classes[label] < -1 || maps.classes[label] >= classes) {
-            throw std::invalid_argument("the look-up table maps label " + std::to_string(label) + " to class " +
-                                        std::to_string(maps.classes[label]) + ", which is not one of 0 to " +
-                                        std::to_string(classes - 1) + " and not -1 for none");
-        }
-    }
-}
-
 }  // namespace
 
 void rasterize(const Annotations& annotations, const Batch& batch, const Output& output, Overlap overlap,
@@ -231,19 +129,8 @@ void rasterize(const Annotations& annotations, const Batch& batch, const Output&
     });
 }
 
-void rasterize(const LabelMaps& label_maps, const Batch& batch, const Output& output, std::int64_t threads) {
-    check_output(output, batch);
-    if (output.form != Form::mask) {
-        check_table(label_maps, output.classes);
-    }
-    parallel_for(output.images, threads, [&](std::size_t row) {
-        output.bfloat16 ? rasterize_label_map<std::uint16_t>(label_maps, batch, output, row)
-                        : rasterize_label_map<std::uint8_t>(label_maps, batch, output, row);
-    });
-}
-
 Encoded encode(const Annotations& annotations, const Batch& batch, Size size) {
-    check_target(size.height, size.width);
+    check_target(size);
     Encoded encoded{{}, {0}};
     for (std::size_t row = 0; row < batch.images.size(); ++row) {
         Image image(annotations, batch, row, size);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "batch.hpp"
 #include "objects.hpp"
 #include "output.hpp"
 
@@ -20,15 +21,6 @@ enum class Overlap {
     first,         // the earlier one
     largest_last,  // the one with more pixels in the target grid; of equals the later one
     multi_hot      // all of them
-};
-
-// Row b of a batch shows image images[b] of the annotations through view b.
-struct Batch {
-    std::span<const std::int64_t> images;  // [B]
-    std::span<const std::int64_t> sizes;   // [B, 2] of the sources, height and width
-    std::span<const double> crops;         // [B, 4] x0 y0 x1 y1
-    std::span<const std::uint8_t> flips;   // [B]
-    Sampling sampling;
 };
 
 struct Annotations {

@@ -21,37 +21,34 @@ std::span<const std::uint32_t> read_counts(std::span<const std::uint8_t> text, c
         counts.resize(text.size());
     }
     std::size_t number = 0;
-    std::size_t at = 0;
-    while (at < text.size()) {
-        std::int64_t value = 0;
-        std::int64_t digit = kMore;
-        int bits = 0;
-        for (; digit & kMore; bits += kBits) {
-            if (at == text.size()) {
-                refuse(place, "its run lengths end within count " + std::to_string(number));
-            }
+    std::int64_t value = 0;
+    int bits = 0;
+    for (std::size_t at = 0; at < text.size(); ++at) {
+        const std::int64_t digit = text[at] - kZero;
+        if (digit < 0 || digit > (kDigit | kMore)) {
+            refuse(place, "character " + std::to_string(at) + " of its run lengths has the code " +
+                              std::to_string(text[at]) + ", which is no digit of COCO's (48 to 111)");
+        }
+        value |= (digit & kDigit) << bits;
+        bits += kBits;
+        if (digit & kMore) {
             if (bits == kMostBits) {
                 refuse(place, "count " + std::to_string(number) + " of its run lengths has too many digits");
             }
-            digit = text[at] - kZero;
-            if (digit < 0 || digit > (kDigit | kMore)) {
-                refuse(place, "character " + std::to_string(at) + " of its run lengths has the code " +
-                                  std::to_string(text[at]) + ", which is no digit of COCO's (48 to 111)");
-            }
-            value |= (digit & kDigit) << bits;
-            ++at;
+            continue;
         }
-        if (digit & kSign) {
-            value -= std::int64_t{1} << bits;
-        }
-        if (number > 2) {
-            value += counts[number - 2];
-        }
+        value -= (digit & kSign) << (bits - kBits + 1);
+        value += number > 2 ? counts[number - 2] : 0;
         if (value < 0 || value > std::numeric_limits<std::uint32_t>::max()) {
             refuse(place, "count " + std::to_string(number) + " of its run lengths is " + std::to_string(value) +
                               "; counts are 0 to 4294967295");
         }
         counts[number++] = static_cast<std::uint32_t>(value);
+        value = 0;
+        bits = 0;
+    }
+    if (bits != 0) {
+        refuse(place, "its run lengths end within count " + std::to_string(number));
     }
     return {counts.data(), number};
 }

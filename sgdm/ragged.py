@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,12 +25,15 @@ Images = Sequence[Sequence[Any]]
 
 def exact_array(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
     """`values` in C order as `dtype`, the same array where it is that already; ValueError where values would change."""
-    given = np.asarray(values)
-    with np.errstate(invalid="ignore"):
-        array = np.ascontiguousarray(given, dtype=dtype)
+    try:
+        given = np.asarray(values)
+        with np.errstate(invalid="ignore"):
+            array = np.asarray(given, dtype=dtype, order="C")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name} cannot be {np.dtype(dtype).name}: {error}") from error
     if np.issubdtype(dtype, np.integer) and given.dtype != dtype and not np.array_equal(array, given):
         changed = given.ravel()[array.ravel() != given.ravel()]
-        raise ValueError(f"{name} has values that are no {np.dtype(dtype).name}: {changed[:4]}")
+        raise ValueError(f"{name} cannot be {np.dtype(dtype).name}: it has {changed[0]}")
     return array
 
 
@@ -40,8 +42,17 @@ def offsets_of(items: Sequence[Any]) -> NDArray[np.int64]:
     return np.cumsum([0, *map(len, items)], dtype=np.int64)
 
 
-def _concatenate(arrays: Sequence[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype), *(exact_array("values", array, dtype).ravel() for array in arrays)])
+def _objects(images: Images) -> list[tuple[str, Any]]:
+    """Every object with the name of its place."""
+    return [
+        (f"image {image}, object {number}", item)
+        for image, objects in enumerate(images)
+        for number, item in enumerate(objects)
+    ]
+
+
+def _concatenate(arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *(array.ravel() for array in arrays)])
 
 
 def _classes(class_ids: Images | None, images: Images) -> NDArray[np.int32]:
@@ -50,18 +61,41 @@ def _classes(class_ids: Images | None, images: Images) -> NDArray[np.int32]:
     for number, (ids, objects) in enumerate(zip(class_ids, images, strict=True)):
         if len(ids) != len(objects):
             raise ValueError(f"image {number} has {len(ids)} class ids for {len(objects)} objects")
-    return _concatenate(class_ids, np.int32)
+    arrays = [exact_array(f"image {number}: classes", ids, np.int32) for number, ids in enumerate(class_ids)]
+    return _concatenate(arrays, np.int32)
+
+
+def _compressed(place: str, counts: bytes | str | Sequence[int]) -> NDArray[np.uint8]:
+    if isinstance(counts, str | bytes):
+        return np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
+    array = exact_array(f"{place}: counts", counts, np.uint32)
+    return _raster.compress(array, np.array([0, array.size]))[0]
+
+
+def _rasters(named: Sequence[tuple[str, Any]], dtype: type[np.generic]) -> dict[str, NDArray[Any]]:
+    """Values, offsets and sizes of arrays [height, width]."""
+    arrays = [exact_array(place, item, dtype) for place, item in named]
+    for (place, item), array in zip(named, arrays, strict=True):
+        if np.ndim(item) != 2:
+            raise ValueError(f"{place} must be [height, width], got shape {array.shape}")
+    return {
+        "values": _concatenate(arrays, dtype),
+        "offsets": offsets_of([array.ravel() for array in arrays]),
+        "sizes": np.array([array.shape for array in arrays]).reshape(-1, 2),
+    }
 
 
 @dataclass(frozen=True)
 class _Typed:
     """A dataclass whose arrays are brought to the types in `dtypes`."""
 
-    dtypes: ClassVar[dict[str, type[np.generic]]]
+    dtypes: ClassVar[dict[str, tuple[type[np.generic], ...]]]  # where several are possible, others become the last
 
     def __post_init__(self) -> None:
-        for name, dtype in self.dtypes.items():
-            object.__setattr__(self, name, exact_array(name, getattr(self, name), dtype))
+        for name, possible in self.dtypes.items():
+            array = np.asarray(getattr(self, name))
+            dtype = array.dtype.type if array.dtype in possible else possible[-1]
+            object.__setattr__(self, name, exact_array(name, array, dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +110,7 @@ class Views(_Typed):
     flips: NDArray[np.uint8]  # [B] 1: left to right, after the crop
     sampling: Sampling = "centre"
 
-    dtypes: ClassVar = {"sizes": np.int64, "crops": np.float64, "flips": np.uint8}
+    dtypes: ClassVar = {"sizes": (np.int64,), "crops": (np.float64,), "flips": (np.uint8,)}
 
     @classmethod
     def of(
@@ -105,7 +139,7 @@ class _Objects(_Typed):
     image_offsets: NDArray[np.int64]  # [images + 1], into objects
     class_ids: NDArray[np.int32]  # [N]
 
-    dtypes: ClassVar = {"image_offsets": np.int64, "class_ids": np.int32}
+    dtypes: ClassVar = {"image_offsets": (np.int64,), "class_ids": (np.int32,)}
 
     @property
     def num_images(self) -> int:
@@ -118,12 +152,16 @@ class Boxes(_Objects):
 
     corners: NDArray[np.float64]  # [N, 4] x0 y0 x1 y1
 
-    dtypes = _Objects.dtypes | {"corners": np.float64}
+    dtypes = _Objects.dtypes | {"corners": (np.float64,)}
 
     @classmethod
     def of(cls, images: Images, class_ids: Images | None = None, layout: Layout = "xyxy") -> Boxes:
         """Four numbers a box: its corners, a corner and the size ("xywh", as COCO), or the centre and the size."""
-        values = _concatenate([np.asarray(boxes).reshape(-1, 4) for boxes in images], np.float64).reshape(-1, 4)
+        boxes = [exact_array(f"image {number}: boxes", item, np.float64) for number, item in enumerate(images)]
+        for number, box in enumerate(boxes):
+            if box.size and (box.ndim != 2 or box.shape[1] != 4):
+                raise ValueError(f"image {number}: boxes must be [n, 4], got shape {box.shape}")
+        values = _concatenate(boxes, np.float64).reshape(-1, 4)
         start, second = values[:, :2], values[:, 2:]
         if layout == "cxcywh":
             start = start - second / 2
@@ -148,17 +186,21 @@ class Polygons(_Objects):
     part_offsets: NDArray[np.int64]  # [parts + 1], into coordinates
     object_offsets: NDArray[np.int64]  # [N + 1], into parts
 
-    dtypes = _Objects.dtypes | {"coordinates": np.float64, "part_offsets": np.int64, "object_offsets": np.int64}
+    dtypes = _Objects.dtypes | {
+        "coordinates": (np.float64,),
+        "part_offsets": (np.int64,),
+        "object_offsets": (np.int64,),
+    }
 
     @classmethod
     def of(cls, images: Images, class_ids: Images | None = None) -> Polygons:
         """An object is a sequence of parts, a part a sequence x y x y ...: COCO's `segmentation`."""
-        objects = list(chain.from_iterable(images))
-        parts = list(chain.from_iterable(objects))
+        objects = _objects(images)
+        parts = [exact_array(place, part, np.float64).ravel() for place, item in objects for part in item]
         return cls(
             coordinates=_concatenate(parts, np.float64),
-            part_offsets=offsets_of([np.ravel(part) for part in parts]),
-            object_offsets=offsets_of(objects),
+            part_offsets=offsets_of(parts),
+            object_offsets=offsets_of([item for _, item in objects]),
             image_offsets=offsets_of(images),
             class_ids=_classes(class_ids, images),
         )
@@ -175,22 +217,24 @@ class _Sized(_Objects):
     offsets: NDArray[np.int64]  # [N + 1], into values
     sizes: NDArray[np.int64]  # [N, 2] height and width of the source image
 
-    dtypes = _Objects.dtypes | {"offsets": np.int64, "sizes": np.int64}
+    dtypes = _Objects.dtypes | {"offsets": (np.int64,), "sizes": (np.int64,)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLengths(_Sized):
-    """COCO's run lengths: uint8 characters where compressed, else uint32 counts."""
+    """COCO's run lengths: `values` are uint8 characters where compressed, else uint32 counts."""
+
+    dtypes = _Sized.dtypes | {"values": (np.uint8, np.uint32)}
 
     @classmethod
     def of(cls, images: Images, class_ids: Images | None = None) -> RunLengths:
         """An object is COCO's {"size": [height, width], "counts": bytes, str or list of counts}; stored compressed."""
-        objects = list(chain.from_iterable(images))
-        texts = [np.frombuffer(_text(segment["counts"]), np.uint8) for segment in objects]
+        objects = _objects(images)
+        texts = [_compressed(place, segment["counts"]) for place, segment in objects]
         return cls(
             values=_concatenate(texts, np.uint8),
             offsets=offsets_of(texts),
-            sizes=np.array([segment["size"] for segment in objects]).reshape(-1, 2),
+            sizes=np.array([segment["size"] for _, segment in objects]).reshape(-1, 2),
             image_offsets=offsets_of(images),
             class_ids=_classes(class_ids, images),
         )
@@ -227,15 +271,18 @@ class RunLengths(_Sized):
 
 @dataclass(frozen=True, kw_only=True)
 class Masks(_Sized):
-    """Binary masks: uint8, row-major, not zero inside."""
+    """Binary masks: `values` are uint8, row-major, not zero inside."""
 
-    dtypes = _Sized.dtypes | {"values": np.uint8}
+    dtypes = _Sized.dtypes | {"values": (np.uint8,)}
 
     @classmethod
     def of(cls, images: Images, class_ids: Images | None = None) -> Masks:
         """An object is an array [height, width] of bool or uint8."""
-        masks = [np.asarray(mask) for mask in chain.from_iterable(images)]
-        return cls(**_rasters(masks, np.uint8), image_offsets=offsets_of(images), class_ids=_classes(class_ids, images))
+        return cls(
+            **_rasters(_objects(images), np.uint8),
+            image_offsets=offsets_of(images),
+            class_ids=_classes(class_ids, images),
+        )
 
     def annotations(self) -> _raster.Annotations:
         return _raster.masks(self.values, self.offsets, self.sizes, self.image_offsets, self.class_ids)
@@ -251,13 +298,18 @@ class LabelMaps(_Typed):
     classes: NDArray[np.int32]  # look-up table: the class of each label, -1 for none
     ignore: int | None = None  # a label of no class, whatever the table says
 
-    dtypes: ClassVar = {"offsets": np.int64, "sizes": np.int64, "classes": np.int32}
+    dtypes: ClassVar = {
+        "values": (np.uint8, np.int32),
+        "offsets": (np.int64,),
+        "sizes": (np.int64,),
+        "classes": (np.int32,),
+    }
 
     @classmethod
     def of(cls, images: Sequence[ArrayLike], classes: ArrayLike | int, ignore: int | None = None) -> LabelMaps:
         """Arrays [height, width]; `classes` is the look-up table, or K where labels 0 .. K-1 are the classes."""
-        maps = [np.asarray(image) for image in images]
-        dtype = np.uint8 if all(image.dtype == np.uint8 for image in maps) else np.int32
+        maps = [(f"image {number}", np.asarray(image)) for number, image in enumerate(images)]
+        dtype = np.uint8 if all(image.dtype == np.uint8 for _, image in maps) else np.int32
         table = np.arange(classes) if isinstance(classes, int) else classes
         return cls(**_rasters(maps, dtype), classes=exact_array("classes", table, np.int32), ignore=ignore)
 
@@ -270,22 +322,3 @@ class LabelMaps(_Typed):
 
 
 Objects = Boxes | Polygons | RunLengths | Masks
-
-
-def _text(counts: bytes | str | Sequence[int]) -> bytes:
-    if isinstance(counts, str | bytes):
-        return counts.encode() if isinstance(counts, str) else counts
-    array = exact_array("counts", counts, np.uint32)
-    return _raster.compress(array, np.array([0, array.size]))[0].tobytes()
-
-
-def _rasters(arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> dict[str, NDArray[Any]]:
-    """Values, offsets and sizes of arrays [height, width]."""
-    for number, array in enumerate(arrays):
-        if array.ndim != 2:
-            raise ValueError(f"mask or label map {number} must be [height, width], got shape {array.shape}")
-    return {
-        "values": _concatenate(arrays, dtype),
-        "offsets": offsets_of([array.ravel() for array in arrays]),
-        "sizes": np.array([array.shape for array in arrays]).reshape(-1, 2),
-    }

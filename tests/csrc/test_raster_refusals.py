@@ -119,19 +119,29 @@ def test_images_that_are_not_there() -> None:
             rasterize_labels(Boxes.of([[GOOD_BOX]]), Views.of([[4, 5]]), out, num_classes=1, images=[image])
 
 
-def test_values_that_cannot_be_stored() -> None:
-    with pytest.raises(ValueError, match=r"class_ids|values has values that are no int32"):
-        Boxes.of([[GOOD_BOX]], [[2**40]])
-    with pytest.raises(ValueError, match="no uint32"):
-        RunLengths.of([[segment([-1, 21])]])
-    with pytest.raises(ValueError, match="no int32"):
-        LabelMaps.of([np.full((4, 5), 0.5)], 2)
-    with pytest.raises(ValueError, match="image 1 has 2 class ids for 1 objects"):
-        Boxes.of([[], [GOOD_BOX]], [[], [0, 1]])
-    with pytest.raises(ValueError, match=r"must be \[height, width\], got shape \(3,\)"):
-        Masks.of([[np.zeros(3)]])
-    with pytest.raises(ValueError, match="layout 'yxyx'"):
-        Boxes.of([[GOOD_BOX]], layout="yxyx")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Boxes.of([[GOOD_BOX]], [[2**40]]), "image 0: classes cannot be int32: it has 1099511627776"),
+        (lambda: Boxes.of([[], [GOOD_BOX]], [[], [0, 1]]), "image 1 has 2 class ids for 1 objects"),
+        (lambda: Boxes.of([[GOOD_BOX, [0, 0, 1]]]), "image 0: boxes cannot be float64: .* inhomogeneous"),
+        (lambda: Boxes.of([[], [[0, 0, 1]]]), r"image 1: boxes must be \[n, 4\], got shape \(1, 3\)"),
+        (lambda: Boxes.of([[GOOD_BOX]], layout="yxyx"), "layout 'yxyx' is not one of"),  # type: ignore[arg-type]
+        (lambda: Polygons.of([[], [["abc"]]]), "image 1, object 0 cannot be float64"),
+        (
+            lambda: RunLengths.of([[], [segment([20]), segment([-1, 21])]]),
+            "image 1, object 1: counts .* it has -1",
+        ),
+        (lambda: RunLengths.of([[segment([2**32])]]), "cannot be uint32: it has 4294967296"),
+        (lambda: LabelMaps.of([np.full((4, 5), 0.5)], 2), "image 0 cannot be int32: it has 0.5"),
+        (lambda: LabelMaps.of([np.zeros((4, 5))], [0.5]), "classes cannot be int32"),
+        (lambda: Masks.of([[np.zeros(3)]]), r"image 0, object 0 must be \[height, width\], got shape \(3,\)"),
+        (lambda: Masks.of([[np.full((2, 2), 300)]]), "image 0, object 0 cannot be uint8: it has 300"),
+    ],
+)
+def test_values_that_cannot_be_stored(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def to_labels(out: torch.Tensor, **options: Any) -> None:
