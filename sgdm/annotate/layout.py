@@ -136,8 +136,8 @@ def _check(folder: Path, manifest: LayoutManifest, objects: Boxes | RunLengths) 
             "Make the layout again"
         )
     if isinstance(objects, Boxes):
-        start, end = objects.corners[:, :2], objects.corners[:, 2:]
-        if not ((start >= 0) & (start <= end) & (end <= 1)).all():  # nan too
+        first, last = objects.corners[:, :2], objects.corners[:, 2:]
+        if not ((first >= 0) & (first <= last) & (last <= 1)).all():  # nan too
             raise LayoutError(
                 f"{folder / files['corners'].name} is damaged: corners must be 0 <= x0 <= x1 <= 1 and likewise y. "
                 "Make the layout again"
