@@ -8,7 +8,8 @@ from engine import telemetry
 from engine.config import Config
 from engine.console import run_program
 from sgdm.data.beton import is_prepared, manifest_path, read_manifest, unreadable_path, write_beton
-from sgdm.data.sources import MissingSplit, Source, Split, open_source
+from sgdm.data.opening import open_source
+from sgdm.data.sources import MissingSplit, Source, Split
 
 
 def run(config: Config) -> None:

@@ -11,7 +11,7 @@ import os
 import struct
 import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -56,20 +56,6 @@ class Source(Protocol):
         ...
 
 
-def open_source(specification: str, split: Split, cache: Path | None = None) -> Source:
-    """`fashion-mnist`, or the path of a folder of images.
-
-    A folder with train/ and val/ (or with nothing but train/ and test/) holds splits; any other is all train.
-    `cache` is where data sets are downloaded to, by default ~/.cache/sgdm. ValueError says what is missing.
-    """
-    if split not in ("train", "val"):
-        raise ValueError(f"there is no split {split!r}: choose train or val")
-    if specification == FashionMNIST.name:
-        cache = cache or Path.home() / ".cache" / "sgdm"
-        return FashionMNIST(split, [FASHION_MNIST_DEBIAN_FOLDER, cache / FashionMNIST.name])
-    return ImageFolder(Path(specification).expanduser(), split)
-
-
 class ImageFolder:
     """All .jpg, .jpeg, .png, .webp and .bmp files below a folder, in any letter case, sorted by path.
 
@@ -99,16 +85,22 @@ class ImageFolder:
     def read(self, i: int) -> Sample:
         identifier = self.identifiers[i]
         label = self._label_of[identifier.split("/")[0]] if "/" in identifier else NO_LABEL
-        return Sample(_decode(self.folder / identifier), label)
+        return Sample(decode_image(self.folder / identifier), label)
 
     def fingerprint(self) -> str:
-        """Of paths, sizes and times of change, as a file that is written again changes one of them."""
-        digest = hashlib.sha256()
-        for identifier in self.identifiers:
-            file = self.folder / identifier
-            status = file.stat() if file.exists() else file.lstat()  # a link may point nowhere
-            digest.update(os.fsencode(f"{identifier}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-        return digest.hexdigest()
+        return fingerprint_files(self.folder, self.identifiers)
+
+
+def fingerprint_files(folder: Path, names: Iterable[str]) -> str:
+    """Of paths, sizes and times of change, as a file that is written again changes one of them."""
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            status = (folder / name).stat()
+            digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+        except OSError:  # a link that points nowhere, a file that an annotation names
+            digest.update(os.fsencode(f"{name}\0absent\0"))
+    return digest.hexdigest()
 
 
 def _split_folder(root: Path, split: Split) -> Path:
@@ -136,7 +128,7 @@ def _image_paths(folder: str, prefix: str = "", above: frozenset[str] = frozense
             yield prefix + entry.name
 
 
-def _decode(path: Path) -> np.ndarray:
+def decode_image(path: Path) -> np.ndarray:
     """uint8 [H, W, 3]. The first frame, turned by its EXIF orientation; colour profiles are not applied."""
     try:
         with Image.open(path) as opened:

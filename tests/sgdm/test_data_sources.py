@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sgdm.data.opening import open_source
 from sgdm.data.sources import (
     FASHION_MNIST_DEBIAN_FOLDER,
     FashionMNIST,
     ImageFolder,
     MissingSplit,
     UnreadableImage,
-    open_source,
     parse_idx,
 )
 
