@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from sgdm.data.sources import NO_LABEL, MissingSplit, Sample, Split, UnreadableImage, decode_image, fingerprint_files
 from sgdm.data.truth import Truth
@@ -37,18 +38,28 @@ class _RunLength(_Entry):
     counts: list[NonNegativeInt] | str
 
 
+# An array at once: COCO's 118,000 images have 40 million coordinates, and as many Python objects would take gigabytes.
+_Polygon = Annotated[list[float], AfterValidator(np.asarray)]
+
+
 class _Annotation(_Entry):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float] | None = None  # x y width height
-    segmentation: _RunLength | list[list[float]] | None = None
+    segmentation: _RunLength | list[_Polygon] | None = None
     iscrowd: bool = False
 
 
-class _File(_Entry):
+class _Images(_Entry):
     images: list[_Image]
+
+
+class _Objects(_Entry):
     annotations: list[_Annotation]
     categories: list[_Category]
+
+
+_Part = TypeVar("_Part", _Images, _Objects)  # of an annotation file; objects are read only when they are asked for
 
 
 class CocoFolder:
@@ -68,11 +79,11 @@ class CocoFolder:
         self.name = root.resolve().name
         self._root = root
         self._file = _annotation_file(root, split)
-        self._content = _parse(self._file)
-        self._content.images.sort(key=lambda image: image.file_name)
-        if not self._content.images:
+        self._images = sorted(_parse(self._file, _Images).images, key=lambda image: image.file_name)
+        if not self._images:
             raise ValueError(f"{self._file} lists no image")
-        self.identifiers: Sequence[str] = [image.file_name for image in self._content.images]
+        _refuse_twice(self._file, "images", self._images)
+        self.identifiers: Sequence[str] = [image.file_name for image in self._images]
         name = self._file.stem.removeprefix("instances_")
         self._folder = next((root / place for place in (name, f"images/{name}") if (root / place).is_dir()), None)
         if self._folder is None:
@@ -83,7 +94,7 @@ class CocoFolder:
 
     def read(self, i: int) -> Sample:
         assert self._folder is not None
-        entry = self._content.images[i]
+        entry = self._images[i]
         path = self._folder / entry.file_name
         image = decode_image(path)
         height, width = image.shape[:2]
@@ -99,10 +110,11 @@ class CocoFolder:
         return fingerprint_files(self._root, [*names, str(self._file.relative_to(self._root))])
 
     def truth(self) -> Truth:
-        content = self._content
+        content = _parse(self._file, _Objects)
         categories = sorted(content.categories, key=lambda category: category.id)
+        _refuse_twice(self._file, "categories", categories)
         class_of = {category.id: number for number, category in enumerate(categories)}
-        number_of = {image.id: number for number, image in enumerate(content.images)}
+        number_of = {image.id: number for number, image in enumerate(self._images)}
         boxes, polygons, run_lengths = (_PerImage(len(self)) for _ in range(3))
         for entry, annotation in enumerate(content.annotations):
             where = f"{self._file}: annotations.{entry}"
@@ -116,13 +128,13 @@ class CocoFolder:
                     raise ValueError(f"{where}.bbox {annotation.bbox} has a negative size: it must be x y width height")
                 boxes.add(number, annotation.bbox, class_id)
             if isinstance(annotation.segmentation, _RunLength):
-                image = content.images[number]
+                image = self._images[number]
                 if annotation.segmentation.size != (image.height, image.width):
                     raise ValueError(
                         f"{where}.segmentation is of {annotation.segmentation.size} pixels (height, width), "
                         f"but its image is of {(image.height, image.width)}"
                     )
-                run_lengths.add(number, annotation.segmentation.model_dump(), class_id)
+                run_lengths.add(number, dict(annotation.segmentation), class_id)
             elif annotation.segmentation:
                 if any(len(part) % 2 for part in annotation.segmentation):
                     raise ValueError(f"{where}.segmentation has a polygon of an odd number of coordinates")
@@ -131,7 +143,7 @@ class CocoFolder:
                     polygons.add(number, parts, class_id)
         return Truth(
             class_names=[category.name for category in categories],
-            sizes=np.array([(image.height, image.width) for image in content.images], np.int64),
+            sizes=np.array([(image.height, image.width) for image in self._images], np.int64),
             boxes=Boxes.of(boxes.objects, boxes.class_ids, layout="xywh"),
             segments=(
                 Polygons.of(polygons.objects, polygons.class_ids),
@@ -167,16 +179,16 @@ def _annotation_file(root: Path, split: Split) -> Path:
     return found[0]
 
 
-def _parse(path: Path) -> _File:
+def _parse(path: Path, part: type[_Part]) -> _Part:
     try:
-        content = _File.model_validate_json(path.read_bytes())
+        return part.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise ValueError(f"{path} is not of the COCO format: {place}: {first['msg']}") from error
-    for name, entries in (("images", content.images), ("categories", content.categories)):
-        ids = [entry.id for entry in entries]
-        if len(set(ids)) < len(ids):
-            twice = next(number for number in ids if ids.count(number) > 1)
-            raise ValueError(f"{path} lists the id {twice} twice among its {name}")
-    return content
+
+
+def _refuse_twice(path: Path, name: str, entries: Sequence[_Image] | Sequence[_Category]) -> None:
+    twice = [number for number, times in Counter(entry.id for entry in entries).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path} lists the id {twice[0]} twice among its {name}")

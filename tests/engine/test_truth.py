@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import prepare, scenes
+from engine import console, prepare, scenes
 from engine.config import Config
 from sgdm.annotate.layout import LayoutError, load_layout
 from sgdm.data.beton import read_manifest, stored_rows
@@ -147,9 +147,12 @@ def test_another_source_without_truth_leaves_none(config: Config, folder: Path) 
         load_layout(config.data.folder / "train.truth-boxes", "")
 
 
-def test_the_program_writes_once_and_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_writes_once_and_names_what_is_wrong(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--folder", str(folder), "--images", "12", "--val-images", "4", "--image-size", str(SIZE)]
-    scenes.main(arguments)
+    monkeypatch.setattr("sys.argv", ["sgdm", "scenes", *arguments])
+    console.main()
     assert "scenes: already whole, skipped" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         scenes.main([*arguments, "--seed", "1"])
