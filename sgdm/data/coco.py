@@ -84,18 +84,14 @@ class CocoFolder:
             raise ValueError(f"{self._file} lists no image")
         _refuse_twice(self._file, "images", self._images)
         self.identifiers: Sequence[str] = [image.file_name for image in self._images]
-        name = self._file.stem.removeprefix("instances_")
-        self._folder = next((root / place for place in (name, f"images/{name}") if (root / place).is_dir()), None)
-        if self._folder is None:
-            raise ValueError(f"the images of {self._file} are missing: put them into {root / name}")
+        self._place = _place_of_images(root, self._file)
 
     def __len__(self) -> int:
         return len(self.identifiers)
 
     def read(self, i: int) -> Sample:
-        assert self._folder is not None
         entry = self._images[i]
-        path = self._folder / entry.file_name
+        path = self._root / self._place / entry.file_name
         image = decode_image(path)
         height, width = image.shape[:2]
         if (height, width) != (entry.height, entry.width):
@@ -105,9 +101,8 @@ class CocoFolder:
         return Sample(image, NO_LABEL)
 
     def fingerprint(self) -> str:
-        assert self._folder is not None
-        names = [str((self._folder / name).relative_to(self._root)) for name in self.identifiers]
-        return fingerprint_files(self._root, [*names, str(self._file.relative_to(self._root))])
+        images = [f"{self._place}/{name}" for name in self.identifiers]
+        return fingerprint_files(self._root, [*images, f"annotations/{self._file.name}"])
 
     def truth(self) -> Truth:
         content = _parse(self._file, _Objects)
@@ -124,23 +119,11 @@ class CocoFolder:
                 raise ValueError(f"{where} is of the category {annotation.category_id}, which is not listed")
             number, class_id = number_of[annotation.image_id], class_of[annotation.category_id]
             if annotation.bbox and not annotation.iscrowd:
-                if min(annotation.bbox[2:]) < 0:
-                    raise ValueError(f"{where}.bbox {annotation.bbox} has a negative size: it must be x y width height")
-                boxes.add(number, annotation.bbox, class_id)
+                boxes.add(number, _box(annotation.bbox, where), class_id)
             if isinstance(annotation.segmentation, _RunLength):
-                image = self._images[number]
-                if annotation.segmentation.size != (image.height, image.width):
-                    raise ValueError(
-                        f"{where}.segmentation is of {annotation.segmentation.size} pixels (height, width), "
-                        f"but its image is of {(image.height, image.width)}"
-                    )
-                run_lengths.add(number, dict(annotation.segmentation), class_id)
-            elif annotation.segmentation:
-                if any(len(part) % 2 for part in annotation.segmentation):
-                    raise ValueError(f"{where}.segmentation has a polygon of an odd number of coordinates")
-                parts = [part for part in annotation.segmentation if len(part) >= FEWEST_COORDINATES]
-                if parts:
-                    polygons.add(number, parts, class_id)
+                run_lengths.add(number, _counts(annotation.segmentation, self._images[number], where), class_id)
+            elif parts := _parts(annotation.segmentation or [], where):
+                polygons.add(number, parts, class_id)
         return Truth(
             class_names=[category.name for category in categories],
             sizes=np.array([(image.height, image.width) for image in self._images], np.int64),
@@ -164,6 +147,28 @@ class _PerImage:
         self.class_ids[image].append(class_id)
 
 
+def _box(box: tuple[float, ...], where: str) -> tuple[float, ...]:
+    if min(box[2:]) < 0:
+        raise ValueError(f"{where}.bbox {box} has a negative size: it must be x y width height")
+    return box
+
+
+def _counts(segmentation: _RunLength, image: _Image, where: str) -> dict[str, Any]:
+    if segmentation.size != (image.height, image.width):
+        raise ValueError(
+            f"{where}.segmentation is of {segmentation.size} pixels (height, width), "
+            f"but its image is of {(image.height, image.width)}"
+        )
+    return dict(segmentation)
+
+
+def _parts(segmentation: list[Any], where: str) -> list[Any]:
+    """The polygons that have an area."""
+    if any(len(part) % 2 for part in segmentation):
+        raise ValueError(f"{where}.segmentation has a polygon of an odd number of coordinates")
+    return [part for part in segmentation if len(part) >= FEWEST_COORDINATES]
+
+
 def is_coco(folder: Path) -> bool:
     """Whether the folder holds annotations/instances_*.json."""
     return any((folder / "annotations").glob("instances_*.json"))
@@ -177,6 +182,14 @@ def _annotation_file(root: Path, split: Split) -> Path:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{root / 'annotations'} holds several files of the {split} split ({names}): leave one there")
     return found[0]
+
+
+def _place_of_images(root: Path, file: Path) -> str:
+    name = file.stem.removeprefix("instances_")
+    for place in (name, f"images/{name}"):
+        if (root / place).is_dir():
+            return place
+    raise ValueError(f"the images of {file} are missing: put them into {root / name}")
 
 
 def _parse(path: Path, part: type[_Part]) -> _Part:
