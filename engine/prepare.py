@@ -93,7 +93,7 @@ def write_truth(source: Source, path: Path) -> None:
     truth, rows = source.truth(), stored_rows(source, path)
     try:
         objects: dict[Kind, Boxes | RunLengths] = {
-            "boxes": stored_boxes(truth, rows, data.image_size),
+            "boxes": stored_boxes(truth, rows),
             "segments": stored_segments(truth, rows, data.image_size),
         }
     except ValueError as error:

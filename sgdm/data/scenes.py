@@ -8,7 +8,7 @@ and everything behind them can be tried and measured without a download:
 <folder>/scenes.json     what was asked for
 <folder>/LICENSE.txt     the drawings' (CC BY-SA 4.0, and so the images')
 
-A pixel is an object's if more than half of what is drawn there last is that object: masks do not overlap.
+A pixel belongs to the last drawing that covers at least half of it: masks do not overlap.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def test_files_of_another_format_are_named(tmp_path: Path, change: dict[str, Any
     path = tmp_path / "annotations" / "instances_train2017.json"
     path.write_text(json.dumps(content() | change))
     with pytest.raises(ValueError, match=rf"instances_train2017\.json.*{message}"):
-        CocoFolder(tmp_path, "train")
+        CocoFolder(tmp_path, "train").truth()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"images": [1e999]}', "[]", '{"annotations": [{"bbox": [NaN, 0, 1, 1]}]}'])
