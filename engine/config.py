@@ -192,7 +192,7 @@ class SamplingConfig:
     batch_size: int = 250
     """Images a forward pass; has no effect on the images."""
     layout: Annotated[Path | None, tyro.conf.arg(aliases=("--layout",))] = None
-    """JSON file of boxes and polygons to draw images for, instead of the run's samples: see engine/layouts.py."""
+    """JSON file of boxes and polygons to draw images for, instead of the run's samples: see engine/layout_file.py."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):

@@ -12,15 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import distributed, telemetry
+from engine.annotate import make_encoder
 from engine.config import SMALLEST_SET, Config, to_plain
 from engine.console import run_program
 from engine.info import devices, versions
 from engine.report import write_report
 from engine.sample import is_whole, make_plan
+from sgdm.annotate.boxes import corloc, find_boxes
+from sgdm.annotate.layout import load_layout
+from sgdm.annotate.patches import patch_encoder
 from sgdm.data.loader import Loader
 from sgdm.files import fingerprint, read_json, write_json
 from sgdm.metrics.evaluate import evaluate
 from sgdm.metrics.networks import Features, extract_features, load_network
+from sgdm.ragged import Boxes
 
 
 def run(config: Config) -> None:
@@ -84,13 +89,36 @@ def measure(config: Config, train: Loader, reference: Loader, samples: dict[floa
         results = []
         for scale, path in samples.items():
             generated = features_of(_stored_images(path, evaluation.batch_size), config.sampling.images)
-            results.append({"guidance_scale": scale, **evaluate(real, generated, seed=config.seed)})
+            agreement = layout_agreement(config, train, path)
+            results.append({"guidance_scale": scale, **evaluate(real, generated, seed=config.seed), **agreement})
     return {
         "network": network.name,
         "reference": {"split": reference.manifest.split, "images": len(reference_rows)},
         "samples": config.sampling.images,
         "results": results,
         "real": floor,
+    }
+
+
+def layout_agreement(config: Config, train: Loader, path: Path) -> dict[str, float]:
+    """How far samples follow the boxes that they were asked for; {} where boxes do not guide.
+
+    The share of samples in which LOST finds a box that covers the asked one with an IoU above one half, and the same
+    for the box that another sample was asked for, which is chance.
+    """
+    if config.annotation.layout != "boxes":
+        return {}
+    layout = load_layout(config.layout_folder, train.manifest.digest).objects
+    assert isinstance(layout, Boxes)
+    encoder = patch_encoder(make_encoder(config, train)[0], "boxes")
+    images = _stored_images(path, config.annotation.batch_size)
+    found = torch.cat([find_boxes(encoder(batch)) for batch in images]).cpu().numpy()
+    with np.load(path, allow_pickle=False) as file:
+        rows = file["row"]
+    asked = [layout.corners[layout.image_offsets[row] : layout.image_offsets[row + 1]] for row in rows]
+    return {
+        "layout_agreement": corloc(found, asked),
+        "layout_agreement_by_chance": corloc(found, [*asked[1:], asked[0]]),
     }
 
 

@@ -32,8 +32,9 @@ METRICS = {  # key of metrics.json: heading, which way is better
     "density": ("Density", "↑"),
     "coverage": ("Coverage", "↑"),
     "layout_agreement": ("Layout agreement", "↑"),
+    "layout_agreement_by_chance": ("by chance", "↓"),
 }
-SHARES = ("precision", "recall", "density", "coverage", "layout_agreement")
+SHARES = ("precision", "recall", "density", "coverage", "layout_agreement", "layout_agreement_by_chance")
 
 
 def write_report(run: Path, data: Path, annotation: Path, versions: dict[str, str], real_images: RealImages) -> Path:

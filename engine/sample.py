@@ -20,7 +20,7 @@ from engine.config import Config, to_plain
 from engine.console import run_program
 from engine.distributed import Ranks
 from engine.guidance import Guidance, load_guidance
-from engine.layouts import read_layouts
+from engine.layout_file import read_layouts
 from engine.sheets import layout_lines, layout_sheet
 from sgdm.conditions import Condition, make_condition
 from sgdm.data.beton import check_beton

@@ -14,7 +14,7 @@ from PIL import Image
 from engine import annotate, prepare, sample, train
 from engine.checkpoint import CheckpointError
 from engine.config import Config
-from engine.layouts import LayoutFileError
+from engine.layout_file import LayoutFileError
 from sgdm.annotate.layout import LayoutManifest, save_layout
 from sgdm.data.beton import check_beton
 from sgdm.data.guides import NO_CLASS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.config import AnnotationConfig, Config
-from engine.layouts import LayoutFileError, read_layouts
+from engine.layout_file import LayoutFileError, read_layouts
 from engine.sheets import layout_lines, layout_sheet
 from sgdm.data.guides import Guides
 
