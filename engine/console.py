@@ -26,6 +26,7 @@ PROGRAMS = {
     "train": "Train the guided network. On several GPUs: deepspeed engine/train.py [recipe] [--field value ...]",
     "sample": "Draw images with averaged weights at every guidance scale.",
     "evaluate": "Compare the samples with real images; write metrics.json and report.html.",
+    "scenes": "Write images whose truth is known exactly, as folders of the COCO and the Pascal VOC format.",
     "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
 }
 
@@ -73,11 +74,16 @@ def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
 
 
 def run_program(program: str, run: Callable[[Config], None], arguments: list[str] | None = None) -> None:
-    """Parses and runs; a user's error ends in one clear line, Ctrl-C (the launcher's SIGTERM) in a way to go on."""
+    """Parses and runs a stage of a run."""
+    guard(program, lambda: run(parse(program, sys.argv[1:] if arguments is None else arguments)))
+
+
+def guard(program: str, work: Callable[[], None]) -> None:
+    """A user's error ends in one clear line, Ctrl-C (the launcher's SIGTERM) in a way to go on."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _refuse_foreign_packages()
-        run(parse(program, sys.argv[1:] if arguments is None else arguments))
+        work()
     except KeyboardInterrupt:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, signal.SIG_IGN)
@@ -126,10 +132,13 @@ def main() -> None:
     if program not in PROGRAMS:
         nearest = difflib.get_close_matches(program, PROGRAMS, n=3, cutoff=0.4) or list(PROGRAMS)
         _fail(f"sgdm: there is no program {program}; nearest: {', '.join(nearest)}", 2)
+    module = importlib.import_module(f"engine.{program}")
     if program == "info":
-        importlib.import_module("engine.info").main()
-        return
-    run_program(program, importlib.import_module(f"engine.{program}").run, rest)
+        module.main()
+    elif program == "scenes":
+        module.main(rest)
+    else:
+        run_program(program, module.run, rest)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,24 @@ def is_prepared(source: Source, path: Path, image_size: int, *, split: str) -> b
     return found == expected and manifest.count + manifest.unreadable == len(source)
 
 
+def stored_rows(source: Source, path: Path) -> np.ndarray:
+    """int64 [count], the number in `source` of the image in each row of the .beton file `path`, made of it.
+
+    ValueError where the file and the list of images that were left out do not agree.
+    """
+    listed = unreadable_path(path)
+    lines = listed.read_bytes().split(b"\n")[:-1] if listed.exists() else []
+    left_out = {line.rsplit(b"\t", 1)[0] for line in lines}
+    rows = [i for i, identifier in enumerate(source.identifiers) if _file_name_bytes(identifier) not in left_out]
+    count = read_manifest(path).count
+    if len(rows) != count:
+        raise ValueError(
+            f"{path} has {count:,} images, but {source.name} has {len(source):,}, of which {listed.name} lists "
+            f"{len(lines):,} as left out: prepare the data set again"
+        )
+    return np.array(rows, np.int64)
+
+
 def crop_and_resize(image: np.ndarray, image_size: int) -> np.ndarray:
     """uint8 [H, W, 3] to uint8 [image_size, image_size, 3]: the largest square in the middle, resized.
 

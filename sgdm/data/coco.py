@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from sgdm.data.sources import NO_LABEL, MissingSplit, Sample, Split, UnreadableImage, decode_image, fingerprint_files
 from sgdm.data.truth import Truth
@@ -37,18 +38,28 @@ class _RunLength(_Entry):
     counts: list[NonNegativeInt] | str
 
 
+# An array at once: COCO's 118,000 images have 40 million coordinates, and as many Python objects would take gigabytes.
+_Polygon = Annotated[list[float], AfterValidator(np.asarray)]
+
+
 class _Annotation(_Entry):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float] | None = None  # x y width height
-    segmentation: _RunLength | list[list[float]] | None = None
+    segmentation: _RunLength | list[_Polygon] | None = None
     iscrowd: bool = False
 
 
-class _File(_Entry):
+class _Images(_Entry):
     images: list[_Image]
+
+
+class _Objects(_Entry):
     annotations: list[_Annotation]
     categories: list[_Category]
+
+
+_Part = TypeVar("_Part", _Images, _Objects)  # of an annotation file; objects are read only when they are asked for
 
 
 class CocoFolder:
@@ -68,23 +79,19 @@ class CocoFolder:
         self.name = root.resolve().name
         self._root = root
         self._file = _annotation_file(root, split)
-        self._content = _parse(self._file)
-        self._content.images.sort(key=lambda image: image.file_name)
-        if not self._content.images:
+        self._images = sorted(_parse(self._file, _Images).images, key=lambda image: image.file_name)
+        if not self._images:
             raise ValueError(f"{self._file} lists no image")
-        self.identifiers: Sequence[str] = [image.file_name for image in self._content.images]
-        name = self._file.stem.removeprefix("instances_")
-        self._folder = next((root / place for place in (name, f"images/{name}") if (root / place).is_dir()), None)
-        if self._folder is None:
-            raise ValueError(f"the images of {self._file} are missing: put them into {root / name}")
+        _refuse_twice(self._file, "images", self._images)
+        self.identifiers: Sequence[str] = [image.file_name for image in self._images]
+        self._place = _place_of_images(root, self._file)
 
     def __len__(self) -> int:
         return len(self.identifiers)
 
     def read(self, i: int) -> Sample:
-        assert self._folder is not None
-        entry = self._content.images[i]
-        path = self._folder / entry.file_name
+        entry = self._images[i]
+        path = self._root / self._place / entry.file_name
         image = decode_image(path)
         height, width = image.shape[:2]
         if (height, width) != (entry.height, entry.width):
@@ -94,15 +101,15 @@ class CocoFolder:
         return Sample(image, NO_LABEL)
 
     def fingerprint(self) -> str:
-        assert self._folder is not None
-        names = [str((self._folder / name).relative_to(self._root)) for name in self.identifiers]
-        return fingerprint_files(self._root, [*names, str(self._file.relative_to(self._root))])
+        images = [f"{self._place}/{name}" for name in self.identifiers]
+        return fingerprint_files(self._root, [*images, f"annotations/{self._file.name}"])
 
     def truth(self) -> Truth:
-        content = self._content
+        content = _parse(self._file, _Objects)
         categories = sorted(content.categories, key=lambda category: category.id)
+        _refuse_twice(self._file, "categories", categories)
         class_of = {category.id: number for number, category in enumerate(categories)}
-        number_of = {image.id: number for number, image in enumerate(content.images)}
+        number_of = {image.id: number for number, image in enumerate(self._images)}
         boxes, polygons, run_lengths = (_PerImage(len(self)) for _ in range(3))
         for entry, annotation in enumerate(content.annotations):
             where = f"{self._file}: annotations.{entry}"
@@ -112,26 +119,14 @@ class CocoFolder:
                 raise ValueError(f"{where} is of the category {annotation.category_id}, which is not listed")
             number, class_id = number_of[annotation.image_id], class_of[annotation.category_id]
             if annotation.bbox and not annotation.iscrowd:
-                if min(annotation.bbox[2:]) < 0:
-                    raise ValueError(f"{where}.bbox {annotation.bbox} has a negative size: it must be x y width height")
-                boxes.add(number, annotation.bbox, class_id)
+                boxes.add(number, _box(annotation.bbox, where), class_id)
             if isinstance(annotation.segmentation, _RunLength):
-                image = content.images[number]
-                if annotation.segmentation.size != (image.height, image.width):
-                    raise ValueError(
-                        f"{where}.segmentation is of {annotation.segmentation.size} pixels (height, width), "
-                        f"but its image is of {(image.height, image.width)}"
-                    )
-                run_lengths.add(number, annotation.segmentation.model_dump(), class_id)
-            elif annotation.segmentation:
-                if any(len(part) % 2 for part in annotation.segmentation):
-                    raise ValueError(f"{where}.segmentation has a polygon of an odd number of coordinates")
-                parts = [part for part in annotation.segmentation if len(part) >= FEWEST_COORDINATES]
-                if parts:
-                    polygons.add(number, parts, class_id)
+                run_lengths.add(number, _counts(annotation.segmentation, self._images[number], where), class_id)
+            elif parts := _parts(annotation.segmentation or [], where):
+                polygons.add(number, parts, class_id)
         return Truth(
             class_names=[category.name for category in categories],
-            sizes=np.array([(image.height, image.width) for image in content.images], np.int64),
+            sizes=np.array([(image.height, image.width) for image in self._images], np.int64),
             boxes=Boxes.of(boxes.objects, boxes.class_ids, layout="xywh"),
             segments=(
                 Polygons.of(polygons.objects, polygons.class_ids),
@@ -152,6 +147,28 @@ class _PerImage:
         self.class_ids[image].append(class_id)
 
 
+def _box(box: tuple[float, ...], where: str) -> tuple[float, ...]:
+    if min(box[2:]) < 0:
+        raise ValueError(f"{where}.bbox {box} has a negative size: it must be x y width height")
+    return box
+
+
+def _counts(segmentation: _RunLength, image: _Image, where: str) -> dict[str, Any]:
+    if segmentation.size != (image.height, image.width):
+        raise ValueError(
+            f"{where}.segmentation is of {segmentation.size} pixels (height, width), "
+            f"but its image is of {(image.height, image.width)}"
+        )
+    return dict(segmentation)
+
+
+def _parts(segmentation: list[Any], where: str) -> list[Any]:
+    """The polygons that have an area."""
+    if any(len(part) % 2 for part in segmentation):
+        raise ValueError(f"{where}.segmentation has a polygon of an odd number of coordinates")
+    return [part for part in segmentation if len(part) >= FEWEST_COORDINATES]
+
+
 def is_coco(folder: Path) -> bool:
     """Whether the folder holds annotations/instances_*.json."""
     return any((folder / "annotations").glob("instances_*.json"))
@@ -167,16 +184,24 @@ def _annotation_file(root: Path, split: Split) -> Path:
     return found[0]
 
 
-def _parse(path: Path) -> _File:
+def _place_of_images(root: Path, file: Path) -> str:
+    name = file.stem.removeprefix("instances_")
+    for place in (name, f"images/{name}"):
+        if (root / place).is_dir():
+            return place
+    raise ValueError(f"the images of {file} are missing: put them into {root / name}")
+
+
+def _parse(path: Path, part: type[_Part]) -> _Part:
     try:
-        content = _File.model_validate_json(path.read_bytes())
+        return part.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise ValueError(f"{path} is not of the COCO format: {place}: {first['msg']}") from error
-    for name, entries in (("images", content.images), ("categories", content.categories)):
-        ids = [entry.id for entry in entries]
-        if len(set(ids)) < len(ids):
-            twice = next(number for number in ids if ids.count(number) > 1)
-            raise ValueError(f"{path} lists the id {twice} twice among its {name}")
-    return content
+
+
+def _refuse_twice(path: Path, name: str, entries: Sequence[_Image] | Sequence[_Category]) -> None:
+    twice = [number for number, times in Counter(entry.id for entry in entries).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path} lists the id {twice[0]} twice among its {name}")

