@@ -280,8 +280,9 @@ class Config:
     @property
     def layout_folder(self) -> Path:
         """The layout set (sgdm/annotate/layout.py) of annotation.layout boxes or segments, named likewise."""
-        classes = f"-{self.annotation.num_segments}" if self.annotation.layout == "segments" else ""
-        return self._annotation_folder(f"{self.annotation.layout}{classes}", "num_clusters", "iterations")
+        if self.annotation.layout == "segments":
+            return self._annotation_folder(f"segments-{self.annotation.num_segments}", "num_clusters")
+        return self._annotation_folder(self.annotation.layout, "num_clusters", "num_segments", "iterations")
 
     def _annotation_folder(self, kind: str, *indifferent: str) -> Path:
         decisive = to_plain(self.annotation)

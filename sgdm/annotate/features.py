@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,13 +52,17 @@ class TimmEncoder:
         self._mean = torch.tensor(config["mean"], device=device).view(1, 3, 1, 1)
         self._deviation = torch.tensor(config["std"], device=device).view(1, 3, 1, 1)
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
+        return self.run(self.network, images)
+
+    @torch.inference_mode()
+    def run(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """What `forward`, a way through the network, makes of uint8 [B, 3, H, W]; float32."""
         pixels = images.to(self._device).float() / 255
         # The whole small image is enlarged, without a crop: what is at its border counts too.
         pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True).clamp(0, 1)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            features: Tensor = self.network((pixels - self._mean) / self._deviation)
+            features = forward((pixels - self._mean) / self._deviation)
         return features.float()
 
 

@@ -54,13 +54,13 @@ class OwnEncoder:
         self.name = name
         self.network = network.eval().requires_grad_(False).to(device)
         self.digest = _digest(network)
-        self._device = device
+        self.device = device
         with torch.inference_mode():
             self.dimension = network(torch.zeros(1, 3, SIZE, SIZE, device=device)).shape[1]
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        return self.network(_centred(at_size(images.to(self._device))))
+        return self.network(centred(at_size(images.to(self.device))))
 
 
 class ConvNet(nn.Module):
@@ -81,6 +81,10 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.project(self.features(images.contiguous(memory_format=torch.channels_last)))
+
+    def second_layer(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [-1, 1], of any size -> float32 [B, 48, H / 4, W / 4], not negative."""
+        return self.features[:6](images.contiguous(memory_format=torch.channels_last))
 
 
 class WhitenedPixels(nn.Module):
@@ -180,7 +184,7 @@ def _learn(network: ConvNet, sample: Tensor, targets: Tensor, budget: int, seed:
     network.train()
     for _ in range(steps):
         rows = torch.randint(len(sample), (batch,), generator=generator, device=sample.device)
-        views = augment(_centred(sample[rows]), generator)
+        views = augment(centred(sample[rows]), generator)
         loss = (1 - F.cosine_similarity(network(views), targets[rows])).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -215,7 +219,7 @@ def _whitened_pixels(sample: Tensor, dimension: int, whitening: float, seed: int
     sample = sample[:WHITENING_SAMPLE]
     if bool((sample == sample[0]).all()):
         raise ValueError("all images are the same: there is nothing in them to group by")
-    pixels = _centred(sample).flatten(1)
+    pixels = centred(sample).flatten(1)
     mean = pixels.mean(dim=0)
     with _seeded(seed, sample.device):
         rank = min(dimension + OVERSAMPLING, *pixels.shape)
@@ -245,23 +249,24 @@ def _sample(images: Images, seed: int) -> Tensor:
     return torch.cat([at_size(torch.as_tensor(images[batch]).cpu()) for batch in batches])
 
 
-def at_size(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] to uint8 [B, 3, 32, 32], what the encoders look at."""
+def at_size(images: Tensor, size: int = SIZE) -> Tensor:
+    """uint8 [B, 3, H, W] to uint8 [B, 3, size, size]; the encoders look at 32x32."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are uint8 [B, 3, H, W]; these are {images.dtype} {list(images.shape)}")
-    if images.shape[2:] == (SIZE, SIZE):
+    if images.shape[2:] == (size, size):
         return images
-    resized = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", antialias=True)
+    resized = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def _centred(images: Tensor) -> Tensor:
+def centred(images: Tensor) -> Tensor:
+    """uint8 to float in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def _encode(network: nn.Module, sample: Tensor) -> np.ndarray:
-    batches = [network(_centred(batch)).cpu() for batch in sample.split(ENCODING_BATCH)]
+    batches = [network(centred(batch)).cpu() for batch in sample.split(ENCODING_BATCH)]
     return torch.cat(batches).numpy()
 
 
