@@ -75,7 +75,7 @@ class Asked(NamedTuple):
 def read_layouts(path: Path, config: Config) -> Asked:
     """LayoutFileError names what is wrong in the file, or does not fit the run's network."""
     if not path.is_file():
-        raise LayoutFileError(f"{path} does not exist: give a layout file, its form is described in engine/layout_file.py")
+        raise LayoutFileError(f"{path} does not exist: give a layout file, as engine/layout_file.py describes it")
     try:
         images = _File.model_validate_json(path.read_bytes()).images
     except pydantic.ValidationError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import annotate, prepare, sample, train
+from engine import annotate, evaluate, prepare, sample, train
 from engine.checkpoint import CheckpointError
 from engine.config import Config
 from engine.layout_file import LayoutFileError
@@ -49,13 +49,21 @@ def trained(
     clusters = 3 if kind == "boxes" else 0
     config = dataclasses.replace(
         config,
-        annotation=dataclasses.replace(config.annotation, layout=kind, num_clusters=clusters, num_segments=SEGMENTS),
+        annotation=dataclasses.replace(
+            config.annotation,
+            layout=kind,
+            num_clusters=clusters,
+            num_segments=SEGMENTS,
+            encoder="self-supervised",
+            encoder_images=512,
+        ),
         training=dataclasses.replace(config.training, flip=True),
     )
     prepare.run(config)
     write_layout(config)
     train.run(config)
     sample.run(config)
+    evaluate.run(config)
     return config
 
 
@@ -98,6 +106,22 @@ def test_samples_tell_their_layouts_and_examples_share_them(trained: Config) -> 
         assert set(found["cluster"]) == {-1}
         row = int(found["row"][0])
         assert (found["layout"][0, :, :8] == row % 3).all() and (found["layout"][0, :, 8:] == (row + 1) % 3).all()
+
+
+def test_metrics_tell_how_far_boxes_are_followed(trained: Config) -> None:
+    rows = json.loads((trained.run / "metrics.json").read_text())["results"]
+    for row in rows:
+        shares = [row.get("layout_agreement"), row.get("layout_agreement_by_chance")]
+        if trained.annotation.layout == "boxes":
+            assert all(0 <= share <= 1 for share in shares)
+        else:
+            assert shares == [None, None]
+
+
+def test_the_report_shows_layouts_beside_what_was_drawn_for_them(trained: Config) -> None:
+    page = (trained.run / "report.html").read_text(encoding="utf-8")
+    assert '<section id="layouts">' in page
+    assert "Layouts, real images and images drawn for the layouts" in page
 
 
 def test_layouts_by_hand(trained: Config, tmp_path: Path) -> None:
