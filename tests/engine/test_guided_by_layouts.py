@@ -67,7 +67,7 @@ def trained(
     return config
 
 
-def write_layout(config: Config, shift: int = 0) -> None:
+def write_layout(config: Config) -> None:
     data = check_beton(config.data.folder / "train.beton")
     kind = config.annotation.layout
     if config.annotation.num_clusters:
