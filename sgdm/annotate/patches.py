@@ -19,7 +19,7 @@ from sgdm.annotate.selfsup import ConvNet, OwnEncoder, at_size, centred
 
 CONVNET_INPUT = 128  # pixels, four times what the ConvNet learnt from, for it to see details
 CONVNET_GRID = 16
-BACKGROUND = 4.0  # length of the number that is the same everywhere, in mean lengths of an image's features
+BACKGROUND = 2.0  # length of the number that is the same everywhere, in mean lengths of an image's features
 TINY = 1e-12  # an image of one colour has features of length 0
 REGULARISATION = 1e-2  # of an image's total variance, added to each variance that whitening divides by
 
