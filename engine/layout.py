@@ -16,6 +16,7 @@ from torch import Tensor
 from engine import telemetry
 from engine.config import Config
 from engine.info import versions
+from engine.prepare import truth_folder
 from sgdm.annotate import boxes, segments
 from sgdm.annotate.features import Encoder
 from sgdm.annotate.layout import MANIFEST, Layout, LayoutManifest, load_layout, save_layout
@@ -101,7 +102,9 @@ def _images(loader: Loader, advance: Advance, rows: np.ndarray | None = None) ->
 
 def _truth(config: Config, data_digest: str) -> Layout | None:
     """What prepare left of the source's own knowledge, if anything."""
-    folder = config.data.folder / f"train.truth-{config.annotation.layout}"
+    kind = config.annotation.layout
+    assert kind != "none"
+    folder = truth_folder(config.data.folder / "train.beton", kind)
     return load_layout(folder, data_digest) if (folder / MANIFEST).is_file() else None
 
 

@@ -19,7 +19,8 @@ from sgdm.annotate.selfsup import ConvNet, OwnEncoder, at_size, centred
 
 CONVNET_INPUT = 128  # pixels, four times what the ConvNet learnt from, for it to see details
 CONVNET_GRID = 16
-BACKGROUND = 4.0  # length of the number that is the same everywhere, in mean lengths of an image's features
+MARGIN = 8  # pixels around the ConvNet's input, its border repeated: as far as the second layer sees
+BACKGROUND = 2.0  # length of the number that is the same everywhere, in mean lengths of an image's features
 TINY = 1e-12  # an image of one colour has features of length 0
 REGULARISATION = 1e-2  # of an image's total variance, added to each variance that whitening divides by
 
@@ -99,7 +100,10 @@ class ConvNetPatches:
         network = self._encoder.network
         assert isinstance(network, ConvNet)
         pixels = centred(at_size(images.to(self._encoder.device), CONVNET_INPUT))
-        features = whiten(F.adaptive_avg_pool2d(network.second_layer(pixels), self.grid))
+        # The layers pad with zeros, which would make the border of each image a texture of its own.
+        layer = network.second_layer(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))
+        cut = MARGIN // 4
+        features = whiten(F.adaptive_avg_pool2d(layer[:, :, cut:-cut, cut:-cut], self.grid))
         if self._kind == "boxes":
             return features
         length = features.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True).sqrt()

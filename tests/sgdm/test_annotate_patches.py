@@ -73,6 +73,13 @@ def test_patches_of_our_convnet(own: OwnEncoder, kind: str) -> None:
     torch.testing.assert_close(torch.cat([patches(images[:3]), patches(images[3:])]), features, atol=1e-4, rtol=1e-3)
 
 
+def test_the_border_of_an_image_is_no_texture(own: OwnEncoder) -> None:
+    image = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
+    image[:, :, 28:36, 28:36] = 20
+    features = patch_encoder(own, "boxes")(image)[0]
+    torch.testing.assert_close(features[:, 0, 0], features[:, 2, 2], atol=1e-4, rtol=1e-4)
+
+
 def test_backgrounds_of_any_colour_are_of_one_direction(own: OwnEncoder) -> None:
     """What a background has in common with others, and not with the square on it."""
     images, boxes = squares(32)
