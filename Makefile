@@ -1,7 +1,7 @@
 # Each target does its own set-up.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test test-all lint
+.PHONY: quickstart test test-slow test-all lint
 
 quickstart:  ## unlabelled images to guided samples and a report
 	@./setup.sh
@@ -15,9 +15,11 @@ test:  ## all but the slow tests
 	@./setup.sh dev
 	pytest -m "not slow"
 
-test-all:  ## every test that this machine can run
+test-slow:  ## the slow ones
 	@./setup.sh dev
-	pytest
+	pytest -m slow
+
+test-all: test test-slow  ## every test that this machine can run
 
 lint:
 	@./setup.sh dev
