@@ -20,7 +20,7 @@ from engine.report import write_report
 from engine.sample import is_whole, make_plan
 from sgdm.annotate.boxes import corloc, find_boxes
 from sgdm.annotate.layout import load_layout
-from sgdm.annotate.patches import patch_encoder
+from sgdm.annotate.patches import PatchEncoder, patch_encoder
 from sgdm.data.loader import Loader
 from sgdm.files import fingerprint, read_json, write_json
 from sgdm.metrics.evaluate import evaluate
@@ -86,11 +86,16 @@ def measure(config: Config, train: Loader, reference: Loader, samples: dict[floa
             floor = evaluate(
                 real, features_of((b.image for b in train.select(floor_rows)), len(floor_rows)), seed=config.seed
             )
-        results = []
+        results: list[dict[str, Any]] = []
         for scale, path in samples.items():
             generated = features_of(_stored_images(path, evaluation.batch_size), config.sampling.images)
-            agreement = layout_agreement(config, train, path)
-            results.append({"guidance_scale": scale, **evaluate(real, generated, seed=config.seed), **agreement})
+            results.append({"guidance_scale": scale, **evaluate(real, generated, seed=config.seed)})
+    if config.annotation.layout == "boxes":
+        encoder = patch_encoder(make_encoder(config, train)[0], "boxes")
+        layout = load_layout(config.layout_folder, train.manifest.digest).objects
+        assert isinstance(layout, Boxes)
+        for row, path in zip(results, samples.values(), strict=True):
+            row |= layout_agreement(encoder, layout, path, config.annotation.batch_size)
     return {
         "network": network.name,
         "reference": {"split": reference.manifest.split, "images": len(reference_rows)},
@@ -100,19 +105,13 @@ def measure(config: Config, train: Loader, reference: Loader, samples: dict[floa
     }
 
 
-def layout_agreement(config: Config, train: Loader, path: Path) -> dict[str, float]:
-    """How far samples follow the boxes that they were asked for; {} where boxes do not guide.
+def layout_agreement(encoder: PatchEncoder, layout: Boxes, path: Path, batch_size: int) -> dict[str, float]:
+    """How far the samples of a file follow the boxes that they were asked for.
 
-    The share of samples in which LOST finds a box that covers the asked one with an IoU above one half, and the same
-    for the box that another sample was asked for, which is chance.
+    The share of samples in which LOST finds a box that covers the asked one with an IoU of one half or more, and the
+    same for the box that another sample was asked for, which is chance.
     """
-    if config.annotation.layout != "boxes":
-        return {}
-    layout = load_layout(config.layout_folder, train.manifest.digest).objects
-    assert isinstance(layout, Boxes)
-    encoder = patch_encoder(make_encoder(config, train)[0], "boxes")
-    images = _stored_images(path, config.annotation.batch_size)
-    found = torch.cat([find_boxes(encoder(batch)) for batch in images]).cpu().numpy()
+    found = torch.cat([find_boxes(encoder(batch)) for batch in _stored_images(path, batch_size)]).cpu().numpy()
     with np.load(path, allow_pickle=False) as file:
         rows = file["row"]
     asked = [layout.corners[layout.image_offsets[row] : layout.image_offsets[row + 1]] for row in rows]
