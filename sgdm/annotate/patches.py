@@ -81,10 +81,10 @@ class VisionTransformerPatches:
 class ConvNetPatches:
     """The map of our ConvNet's second layer on a grid of 16x16, whitened over each image.
 
-    The layer sees an eighth of the image's width, and knows no objects from backgrounds as a large transformer does:
-    `whiten` makes what an image shows most of, its background, unremarkable. Segments get one number more, the same
-    everywhere: normalised, patches that depart from their image's background little all point in its direction, and
-    so the backgrounds of all images, whatever they look like, can be of one class.
+    A place of that grid sees a tenth of the image's width, and the layer does not tell objects from backgrounds as a
+    large transformer does: `whiten` makes what an image shows most of, its background, unremarkable. Segments get one
+    number more, the same everywhere: normalised, patches that depart little from their image's background then point
+    more in its direction than others do, whatever the background looks like.
     """
 
     grid = (CONVNET_GRID, CONVNET_GRID)
