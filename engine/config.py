@@ -70,7 +70,7 @@ class AnnotationConfig:
     """Classes of segments."""
 
     def __post_init__(self) -> None:
-        require(self.num_segments >= 2, f"annotation.num_segments is {self.num_segments}: give at least 2 classes")
+        require(2 <= self.num_segments <= 254, f"annotation.num_segments is {self.num_segments}: give 2 to 254 classes")
         require(
             self.layout != "segments" or self.num_clusters == 0,
             f"annotation.num_clusters is {self.num_clusters}, but segments guide instead of clusters: give 0",

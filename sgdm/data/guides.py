@@ -80,7 +80,7 @@ class Guides:
 def guided(batches: Iterator[Batch], guides: Guides) -> Iterator[tuple[Batch, Drawn]]:
     """Every batch with its guides."""
     for batch in batches:
-        yield batch, guides.draw(batch.rows)
+        yield batch, guides.draw(batch.rows.numpy())
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

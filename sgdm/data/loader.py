@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     image: torch.Tensor  # uint8 [B, 3, H, W] in channels_last memory
     index: torch.Tensor  # type: ignore[assignment]  # int64 [B], row in the file; hides tuple.index
     label: torch.Tensor  # int64 [B], -1 where there is none
-    rows: np.ndarray  # int64 [B], the index again, on the host
+    rows: torch.Tensor  # the index again, on the host
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -144,7 +144,7 @@ class Loader:
         if self._copy_stream is not None:
             for part in parts:
                 part.record_stream(torch.cuda.current_stream(self.device))
-        return Batch(parts[0], parts[1], parts[2], index.numpy().copy())
+        return Batch(parts[0], parts[1], parts[2], index.clone())
 
 
 class _Prefetcher(EpochIterator):

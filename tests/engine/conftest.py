@@ -5,10 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.config import AnnotationConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig
 from sgdm.models.config import UNetConfig
+
+
+@pytest.fixture(autouse=True)
+def keep_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program ends its process group with itself. Here the process goes on, and DeepSpeed with the group it knows."""
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
 
 
 @pytest.fixture(scope="session")

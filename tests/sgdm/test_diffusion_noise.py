@@ -70,7 +70,7 @@ def test_training_noise_changes_with_seed_and_time() -> None:
         torch.stack([training_noise(*key, 6, slice(0, 6), SHAPE, "cpu")[i].flatten() for key in KEYS]) for i in range(3)
     )
     assert (torch.corrcoef(noise) - torch.eye(len(KEYS))).abs().max() < 5 / noise.shape[1] ** 0.5
-    for uniform in (level, drop):
+    for uniform in (level, drop, flip):
         assert len(uniform.unique()) == uniform.numel()
 
 
@@ -78,12 +78,12 @@ KEYS = [(0, 0), (0, 6), (6, 0), (1, 5), (5, 1)]
 
 
 def test_training_noise_has_the_right_distributions() -> None:
-    noise, level, drop = training_noise(0, 128, 4096, slice(0, 4096), (3, 2, 2), "cpu")
+    noise, level, drop, flip = training_noise(0, 128, 4096, slice(0, 4096), (3, 2, 2), "cpu")
     assert noise.shape == (4096, 3, 2, 2)
     assert noise.is_contiguous(memory_format=torch.channels_last)
     assert noise.mean().abs() < 5 / noise.numel() ** 0.5
     assert noise.square().mean().item() == pytest.approx(1, abs=5 * (2 / noise.numel()) ** 0.5)
-    for uniform in (level, drop):
+    for uniform in (level, drop, flip):
         assert uniform.shape == (4096,)
         assert 0 <= uniform.min() <= uniform.max() < 1
         assert uniform.mean().item() == pytest.approx(0.5, abs=5 / (12 * 4096) ** 0.5)
