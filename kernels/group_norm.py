@@ -6,6 +6,7 @@ elsewhere the plain twin of kernels/reference.py, which Inductor fuses.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,7 +40,7 @@ def group_norm(
     """
     _check(x, weight, bias, num_groups, scale, shift)
     chosen = _preferred(x) if backend == "auto" else backend
-    reason = refusal(chosen, x.device, x.dtype)
+    reason = refusal(chosen, x.device, x.dtype, values=math.prod(x.shape[1:]))
     if reason is not None:
         raise ValueError(f"group_norm backend {chosen!r} {reason}")
     if chosen == "plain":
@@ -48,14 +49,16 @@ def group_norm(
     return y
 
 
-def refusal(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """None where a backend runs tensors of this device and dtype, else why it does not."""
+def refusal(backend: str, device: torch.device, dtype: torch.dtype = torch.float32, values: int = 1) -> str | None:
+    """None where a backend runs tensors of this device and dtype, of so many values an image; else why it does not."""
     if backend not in BACKENDS:
         return f"is unknown; choose auto or one of {', '.join(BACKENDS)}"
     if backend == "triton" and device.type != "cuda" and not group_norm_triton.INTERPRETED:
         return f"runs on a CUDA device, not on {device.type}; choose auto or plain"
     if backend == "triton" and dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"takes float32, bfloat16 and float16, not {dtype}; choose auto or plain"
+    if backend == "triton" and values >= 2**31:
+        return f"takes fewer than 2^31 values an image, not {values:,}; choose auto or plain"
     return None
 
 
@@ -66,7 +69,7 @@ def dispatch_key(x: Tensor) -> str:
 
 
 def _preferred(x: Tensor) -> str:
-    if x.device.type != "cuda" or refusal("triton", x.device, x.dtype) is not None:
+    if x.device.type != "cuda" or refusal("triton", x.device, x.dtype, math.prod(x.shape[1:])) is not None:
         return "plain"
     # Not compiled, the twin is a dozen kernels: it is no choice then, whatever was measured.
     measured = dispatch.choice("group_norm", x.device, dispatch_key(x)) if torch.compiler.is_compiling() else None
@@ -88,7 +91,8 @@ def _group_norm(
     shift: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return group_norm_triton.forward(x, weight, bias, num_groups, eps, scale, shift, silu)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return group_norm_triton.forward(x, weight, bias, num_groups, eps, scale, shift, silu)
 
 
 @_group_norm.register_fake
@@ -111,7 +115,8 @@ def _group_norm_backward(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return group_norm_triton.backward(dy, x, weight, bias, num_groups, scale, shift, silu, mean, rstd)
+    with torch.cuda.device_of(x):
+        return group_norm_triton.backward(dy, x, weight, bias, num_groups, scale, shift, silu, mean, rstd)
 
 
 @_group_norm_backward.register_fake

@@ -14,7 +14,7 @@ from numerics import assert_as_good_as
 from torch import Tensor
 
 from kernels import group_norm_triton, reference
-from kernels.group_norm import _group_norm, group_norm
+from kernels.group_norm import _group_norm, group_norm, refusal
 
 interpreted = pytest.param(
     "cpu", marks=pytest.mark.skipif(not group_norm_triton.INTERPRETED, reason="on the GPU instead"), id="interpreter"
@@ -283,6 +283,10 @@ def test_triton_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(group_norm_triton, "INTERPRETED", True)
     with pytest.raises(ValueError, match=r"takes float32, bfloat16 and float16, not torch\.float64"):
         group_norm(x, weight, bias, 2, backend="triton")
+    large = torch.empty(1, device="cpu").expand(1, 2**16, 2**8, 2**7)  # of 2^31 values, and no memory
+    assert "fewer than 2^31 values an image, not 2,147,483,648" in str(
+        refusal("triton", large.device, large.dtype, large[0].numel())
+    )
     monkeypatch.setattr(group_norm_triton, "INTERPRETED", False)
     with pytest.raises(ValueError, match="runs on a CUDA device, not on cpu; choose auto or plain"):
         group_norm(x.float(), weight, bias, 2, backend="triton")
