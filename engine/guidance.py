@@ -6,12 +6,14 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine.config import Config
 from sgdm.annotate.layout import load_layout
 from sgdm.annotate.store import load_annotation
-from sgdm.ragged import Boxes, RunLengths
+from sgdm.data.guides import Guides
+from sgdm.ragged import Boxes, Polygons, RunLengths
 
 
 class Guidance(NamedTuple):
@@ -42,6 +44,16 @@ def load_guidance(config: Config, data_digest: str) -> Guidance:
         "layout": None if layout is None else _digest(*_arrays(layout)),
     }
     return Guidance(clusters, frequencies, layout, trained_on)
+
+
+def make_guides(
+    config: Config,
+    clusters: NDArray[np.integer] | None,
+    layout: Boxes | Polygons | RunLengths | None,
+    device: torch.device,
+) -> Guides:
+    """Guides as the run's network takes them."""
+    return Guides(clusters, layout, image_size=config.data.image_size, num_segments=config.segments, device=device)
 
 
 def _arrays(layout: Boxes | RunLengths) -> list[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from engine import checkpoint, compilation, distributed, telemetry
 from engine.config import Config, to_plain
 from engine.console import run_program
 from engine.distributed import Ranks
-from engine.guidance import Guidance, load_guidance
+from engine.guidance import Guidance, load_guidance, make_guides
 from engine.layout_file import read_layouts
 from engine.sheets import layout_lines, layout_sheet
 from sgdm.conditions import Condition, make_condition
@@ -130,15 +129,14 @@ def ask(config: Config, guidance: Guidance, device: torch.device) -> tuple[Asked
     a random training image. Examples show the first layouts several times over.
     """
     images, none = config.sampling.images, np.arange(0)
-    guides = functools.partial(Guides, image_size=config.data.image_size, num_segments=config.segments, device=device)
     if guidance.layout is not None:
         drawn = np.random.default_rng(config.seed).integers(0, guidance.layout.num_images, images)
         rows = np.concatenate([drawn, np.repeat(drawn[:EXAMPLE_LAYOUTS], EXAMPLES)])
-        asked = Asked(guides(guidance.clusters, guidance.layout), rows)
+        asked = Asked(make_guides(config, guidance.clusters, guidance.layout, device), rows)
         return asked, np.arange(images, len(rows))
     if guidance.frequencies is not None:
         ids = draw_clusters(guidance.frequencies, images, config.seed)
-        return Asked(guides(ids, None), np.arange(images)), none
+        return Asked(make_guides(config, ids, None, device), np.arange(images)), none
     return None, none
 
 
@@ -163,13 +161,7 @@ def draw_layouts(config: Config, plan: Plan, path: Path) -> None:
         )
     by_hand = read_layouts(path, config)
     ranks = distributed.initialize()
-    guides = Guides(
-        by_hand.clusters,
-        by_hand.polygons,
-        image_size=config.data.image_size,
-        num_segments=config.segments,
-        device=ranks.device,
-    )
+    guides = make_guides(config, by_hand.clusters, by_hand.polygons, ranks.device)
     asked = Asked(guides, np.repeat(np.arange(len(by_hand.counts)), by_hand.counts))
     numbers = np.arange(len(asked.rows))
     denoiser = load_denoiser(config, plan.weights, ranks)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from engine import checkpoint, distributed, telemetry
 from engine.config import Config
 from engine.console import run_program
-from engine.guidance import load_guidance
+from engine.guidance import load_guidance, make_guides
 from engine.trainer import Trainer
 from sgdm.data.beton import check_beton
-from sgdm.data.guides import Guides
 from sgdm.data.loader import Loader
 
 
@@ -33,13 +32,7 @@ def run(config: Config) -> None:
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
-        guides = Guides(
-            guidance.clusters,
-            guidance.layout,
-            image_size=config.data.image_size,
-            num_segments=config.segments,
-            device=ranks.device,
-        )
+        guides = make_guides(config, guidance.clusters, guidance.layout, ranks.device)
         trainer = Trainer(config, loader, guides, guidance.trained_on, ranks)
         trainer.resume()
         start = trainer.images
