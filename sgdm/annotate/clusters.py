@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,10 @@ MANY_CLUSTERS = 2000
 LAST_ITERATIONS = 3
 
 
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Better centroids, float32 [K, D] of unit length, from a sample [S, D] and centroids [K, D], such as by TEMI."""
+
+
 class Clusters(NamedTuple):
     ids: np.ndarray  # int32 [N], 0 .. K-1
     centroids: np.ndarray  # float32 [K, D], of unit length
@@ -53,14 +57,16 @@ def fit_clusters(
     seed: int,
     iterations: int = ITERATIONS,
     sample_size: int | None = None,
+    refine: Refine | None = None,
     advance: Advance = ignore,
 ) -> list[Clusters]:
     """Spherical k-means of float16 or float32 [N, D], for every K of `num_clusters`, on the GPU where FAISS has one.
 
-    Centroids are fitted on one random sample, by default of `default_sample_size`. Then one pass over all features
-    assigns them to the centroids of every K: an id is that of the centroid with the largest cosine. Clusters that are
-    tiny are replaced (sgdm.annotate.repair), at the price of a pass for each of at most four rounds; what is tiny
-    after that stays. The same seed and number of threads give the same clusters. `advance` is told of the first pass.
+    Centroids are fitted on one random sample, by default of `default_sample_size`, and refined if asked for. Then one
+    pass over all features assigns them to the centroids of every K: an id is that of the centroid with the largest
+    cosine. Clusters that are tiny are replaced (sgdm.annotate.repair), at the price of a pass for each of at most four
+    rounds; what is tiny after that stays. The same seed and number of threads give the same clusters. `advance` is
+    told of the first pass.
 
     In memory are the sample in float32, a block of features, and 4 bytes an image for each K.
     ValueError where K > N or K > sample_size, where a feature is zero or not finite, and where so many features are
@@ -79,7 +85,10 @@ def fit_clusters(
         )
     rows = sample_rows(count, min(count, size), seed)
     sample = unit_rows(features, rows)
-    assignments = [Assignment(fit_centroids(sample, K, seed=seed, iterations=iterations), count) for K in num_clusters]
+    assignments = []
+    for K in num_clusters:
+        centroids = fit_centroids(sample, K, seed=seed, iterations=iterations)
+        assignments.append(Assignment(centroids if refine is None else refine(sample, centroids), count))
     assign(features, assignments, advance)
 
     for number in range(ROUNDS):

@@ -3,8 +3,8 @@
 Adaloglou, Kaiser, Michels and Kollmann, Rethinking cluster-conditioned diffusion models for label-free image synthesis
 (WACV 2025, arXiv 2403.00570): clusters beyond the visual groups of a data set make samples worse, and TEMI shows where
 that begins. Trained from a random start with beta = 0.6, it leaves clusters without an image as soon as there are more
-than it finds groups for. The largest K of which 96 % are used is the bound. k-means cannot show it: it leaves no cluster
-empty, whatever K.
+than it finds groups for. The largest K of which 96 % are used is the bound. k-means cannot show it: it leaves no
+cluster empty, whatever K.
 """
 
 from __future__ import annotations
