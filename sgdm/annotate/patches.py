@@ -1,7 +1,8 @@
 """Dense features: what an encoder sees at each place of an image, for boxes and for segments.
 
-A vision transformer has a feature a patch: the keys of its last attention layer for boxes, which LOST found best, and
-the tokens that its last layer gives for segments. Our own ConvNet has maps before its last, global layer.
+A backbone has them in the layer and part that FeatureChoice says: by default the keys of a transformer's last attention
+for boxes, which LOST found best, and the tokens that its last layer gives for segments. Our own ConvNet has maps before
+its last, global layer.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgdm.annotate.features import Encoder, TimmEncoder
+from sgdm.annotate.backbones import TimmEncoder
+from sgdm.annotate.features import Encoder
 from sgdm.annotate.layout import Kind
 from sgdm.annotate.selfsup import ConvNet, OwnEncoder, at_size, centred
 
@@ -39,43 +40,30 @@ class PatchEncoder(Protocol):
 
 def patch_encoder(encoder: Encoder, kind: Kind) -> PatchEncoder:
     """The dense features of `encoder` that boxes or segments are found in; ValueError where it has none."""
-    if isinstance(encoder, TimmEncoder) and isinstance(encoder.network, VisionTransformer):
-        return VisionTransformerPatches(encoder, kind)
+    if isinstance(encoder, TimmEncoder):
+        return BackbonePatches(encoder, kind)
     if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, ConvNet):
         return ConvNetPatches(encoder, kind)
     raise ValueError(
         f"the encoder {encoder.name} has no features of patches, which {kind} are found in: "
-        "give self-supervised, or a vision transformer of timm"
+        "give self-supervised, or a backbone of timm"
     )
 
 
-class VisionTransformerPatches:
-    """Keys of the last attention layer, all heads, or normed tokens; those of class and registers are left out."""
+class BackbonePatches:
+    """The patches of a timm backbone, of the layer and part that were chosen for it."""
 
     def __init__(self, encoder: TimmEncoder, kind: Kind) -> None:
-        self.name = f"{'keys' if kind == 'boxes' else 'tokens'} of {encoder.name}"
+        part = encoder.choice.of(kind)
+        self.name = f"{part} of {encoder.name}"
         self.digest = encoder.digest
-        self.grid: tuple[int, int] = encoder.network.patch_embed.grid_size
-        self._encoder = encoder
-        self._kind = kind
+        forward = encoder.patches(part)
+        h, w = encoder.probe(forward).shape[2:]
+        self.grid = (h, w)
+        self._encode = encoder.encoder_of(forward)
 
     def __call__(self, images: Tensor) -> Tensor:
-        tokens = self._encoder.run(self._keys if self._kind == "boxes" else self._tokens, images)
-        patches = tokens[:, self._encoder.network.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, self.grid)
-
-    def _tokens(self, pixels: Tensor) -> Tensor:
-        return self._encoder.network.forward_features(pixels)
-
-    def _keys(self, pixels: Tensor) -> Tensor:
-        projected: list[Tensor] = []
-        layer = self._encoder.network.blocks[-1].attn.qkv
-        hook = layer.register_forward_hook(lambda module, inputs, output: projected.append(output))
-        try:
-            self._tokens(pixels)
-        finally:
-            hook.remove()
-        return projected[0].chunk(3, dim=2)[1]  # queries, keys, values
+        return self._encode(images)
 
 
 class ConvNetPatches:
