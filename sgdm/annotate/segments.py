@@ -15,7 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgdm.annotate.clusters import SMALLEST_SAMPLE, fit_clusters
+from sgdm.annotate.clusters import SMALLEST_SAMPLE, fit_centroids
+from sgdm.annotate.feature_rows import unit_rows
 from sgdm.annotate.patches import PatchEncoder
 from sgdm.ragged import Masks, RunLengths, Views
 from sgdm.raster import encode
@@ -25,7 +26,7 @@ SAMPLE = SMALLEST_SAMPLE  # patches that classes are fitted on
 
 def fit_segments(patches: np.ndarray, num_segments: int, *, seed: int, iterations: int = 30) -> np.ndarray:
     """float32 [K, D], of unit length: the classes of float32 `patches` [M, D], as sample_patches gives them."""
-    return fit_clusters(patches, num_segments, seed=seed, iterations=iterations).centroids
+    return fit_centroids(unit_rows(patches, slice(None)), num_segments, seed=seed, iterations=iterations)
 
 
 def sample_patches(encoder: PatchEncoder, images: Iterable[Tensor], count: int, seed: int) -> np.ndarray:

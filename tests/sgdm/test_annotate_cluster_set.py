@@ -19,7 +19,7 @@ from sgdm.annotate.store import (
 def write_set(folder: Path) -> tuple[AnnotationManifest, Clusters]:
     features = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)
     np.save(begin_annotation(folder), features)
-    clusters = fit_clusters(features, 5, seed=0)
+    clusters = fit_clusters(features, [5], seed=0)[0]
     manifest = AnnotationManifest(
         data_digest="aaaa",
         encoder="pixels",
