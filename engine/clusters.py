@@ -20,9 +20,7 @@ from sgdm.annotate.names import CONTROLS
 from sgdm.data.loader import Loader
 
 
-def find_clusters(
-    config: Config, loader: Loader, features: FeatureSet, num_clusters: Sequence[int], note: str
-) -> None:
+def find_clusters(config: Config, loader: Loader, features: FeatureSet, num_clusters: Sequence[int], note: str) -> None:
     """Writes a cluster set for every K, all found in one pass over the features."""
     annotation = config.annotation
     with telemetry.progress("annotate, clusters", len(features)) as advance:

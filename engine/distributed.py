@@ -30,7 +30,6 @@ class Ranks:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
 
-
     def wait(self) -> None:
         """Until every process is here, however long one of them takes for work that only it does."""
         if self.world_size > 1:

@@ -34,7 +34,7 @@ def open_shards(config: Config, folder: Path, count: int, identity: Mapping[str,
         size = min(LARGEST_SHARD, -(-count // SHARDS_OF_A_SMALL_SET))
     elif size > count:
         raise ValueError(
-            f"annotation.shard_images is {size}, but there are only {count} images: give at most {count}, or leave it out"
+            f"annotation.shard_images is {size}, but there are only {count} images: give at most {count}, or no number"
         )
     shards = Shards(folder, count, size)
     if ranks.first:

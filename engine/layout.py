@@ -7,7 +7,7 @@ images has it; nothing else reads that.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,3 +82,86 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ran
         f"annotate: {kind} by {method}, {patches.name}"
         + (f", {quality} against truth that was not used" * bool(report))
     )
+
+
+def find_boxes(patches: PatchEncoder, images: Iterator[Tensor], advance: Advance) -> Boxes:
+    """The boxes of batches of images."""
+    found = []
+    for batch in images:
+        found.append(boxes.find_boxes(patches(batch)).cpu().numpy())
+        advance(len(batch))
+    count = sum(map(len, found))
+    return Boxes(corners=np.concatenate(found), image_offsets=np.arange(count + 1), class_ids=np.zeros(count, np.int32))
+
+
+def segment_classes(config: Config, loader: Loader, patches: PatchEncoder) -> Tensor:
+    annotation, count = config.annotation, len(loader)
+    # A patch of each of very many images says more than many patches of a few.
+    rows = np.arange(count)
+    if count > segments.SAMPLE:
+        rows = np.sort(np.random.default_rng(config.seed).choice(count, segments.SAMPLE, replace=False))
+    with telemetry.progress("annotate, patches", len(rows)) as advance:
+        sample = segments.sample_patches(patches, _images(loader, advance, rows), len(rows), config.seed)
+    centroids = segments.fit_segments(
+        sample, annotation.segments.num_segments, seed=config.seed, iterations=annotation.iterations
+    )
+    return torch.from_numpy(centroids).to(loader.device)
+
+
+def find_segments(
+    patches: PatchEncoder, centroids: Tensor, size: tuple[int, int], images: Iterator[Tensor], advance: Advance
+) -> RunLengths:
+    found = []
+    for batch in images:
+        labels = segments.label_pixels(patches(batch), centroids, size)
+        found.append(segments.segments_of(labels.cpu().numpy()))
+        advance(len(batch))
+    return segments.concatenate(found)
+
+
+def _images(loader: Loader, advance: Advance, rows: np.ndarray) -> Iterator[Tensor]:
+    """The images of `rows` in order."""
+    for batch in loader.select(rows):
+        yield batch.image
+        advance(len(batch.image))
+
+
+def _truth(config: Config, data_digest: str) -> Layout | None:
+    """What prepare left of the source's own knowledge, if anything."""
+    kind = config.annotation.layout
+    assert kind != "none"
+    folder = truth_folder(config.data.folder / "train.beton", kind)
+    return load_layout(folder, data_digest) if (folder / MANIFEST).is_file() else None
+
+
+def _compare(parts: Sequence[Boxes | RunLengths], truth: Layout, config: Config) -> dict[str, Any]:
+    """Agreement with truth, by the measures of LOST and of STEGO."""
+    if isinstance(truth.objects, Boxes):
+        offsets = truth.objects.image_offsets
+        found = np.concatenate([part.corners for part in parts if isinstance(part, Boxes)])
+        return {"CorLoc": boxes.corloc(found, np.split(truth.objects.corners, offsets[1:-1]))}
+    num_segments, num_classes = config.annotation.segments.num_segments, truth.manifest.num_classes
+    confusion = np.zeros((num_segments, num_classes + 1), np.int64)
+    first = 0
+    for part in parts:
+        assert isinstance(part, RunLengths)
+        confusion += _confusion(part, truth.objects, first, confusion.shape, config.data.image_size)
+        first += part.num_images
+    mean_iou, accuracy = segments.segment_agreement(confusion)
+    return {"mIoU": mean_iou, "pixel accuracy": accuracy}
+
+
+def _confusion(found: RunLengths, truth: RunLengths, first: int, shape: tuple[int, int], image_size: int) -> np.ndarray:
+    """int64 [K, C + 1]: pixels of each found class and each true one, the last of which is the background, of the
+    images found from the image `first` of the truth on."""
+    confusion = np.zeros(shape, np.int64)
+    num_found, background = shape[0], shape[1] - 1
+    for start in range(0, found.num_images, COMPARED_AT_ONCE):
+        images = np.arange(start, min(start + COMPARED_AT_ONCE, found.num_images))
+        views = Views.of(np.full((len(images), 2), image_size))
+        maps = [torch.empty(len(images), image_size, image_size, dtype=torch.uint8) for _ in range(2)]
+        rasterize_labels(found, views, maps[0], num_classes=num_found, images=images)
+        rasterize_labels(truth, views, maps[1], num_classes=background, background=background, images=first + images)
+        pairs = maps[0].numpy().astype(np.int64) * (background + 1) + maps[1].numpy()
+        confusion += np.bincount(pairs.ravel(), minlength=confusion.size).reshape(shape)
+    return confusion

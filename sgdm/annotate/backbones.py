@@ -150,7 +150,9 @@ def load_backbone(
     config = timm.get_pretrained_cfg(name)
     # Transformers that stick to their input size take another one when they are made: its position embedding, which
     # the file has for the old one, is then interpolated.
-    size = {"img_size": choice.input_size} if choice.input_size and config and config.fixed_input_size else {}
+    size: dict[str, Any] = (
+        {"img_size": choice.input_size} if choice.input_size and config and config.fixed_input_size else {}
+    )
     network: Any = timm.create_model(name, pretrained=False, num_classes=0, **size)
     try:
         _load(network, path)

@@ -117,7 +117,7 @@ def _check(manifest: LayoutManifest, objects: Boxes | RunLengths) -> None:
         raise AnnotationError(f"the fields of a layout tell of {sorted(counts)} objects")
     ids = objects.class_ids
     if len(ids) and not (ids.min() >= 0 and ids.max() < manifest.num_classes):
-        raise AnnotationError(f"class ids of a layout must lie within 0 to {manifest.num_classes - 1}")
+        raise AnnotationError(f"class_ids of a layout must lie within 0 to {manifest.num_classes - 1}")
     if isinstance(objects, Boxes):
         first, last = objects.corners[:, :2], objects.corners[:, 2:]
         if not ((first >= 0) & (first <= last) & (last <= 1)).all():  # nan too
