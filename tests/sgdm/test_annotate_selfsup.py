@@ -10,11 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sgdm.annotate import selfsup
-from sgdm.annotate.agreement import cluster_report
-from sgdm.annotate.clusters import fit_clusters
+from sgdm.annotate.clusters import cluster_report, fit_clusters
 from sgdm.annotate.selfsup import (
     OwnEncoder,
-    augment,
     fit_whitened_pixels,
     load_encoder,
     save_encoder,
@@ -43,7 +41,7 @@ def shapes(count: int, size: int = 32, seed: int = 0) -> tuple[Tensor, np.ndarra
 
 def purity(features: np.ndarray, labels: np.ndarray, num_clusters: int, seeds: int = 3) -> float:
     reports = [
-        cluster_report(fit_clusters(features, [num_clusters], seed=seed)[0].ids, num_clusters, labels)
+        cluster_report(fit_clusters(features, num_clusters, seed=seed).ids, num_clusters, labels)
         for seed in range(seeds)
     ]
     return float(np.mean([report["purity"] for report in reports]))
