@@ -1,12 +1,15 @@
 """Dense features: what an encoder sees at each place of an image, for boxes and for segments.
 
-A vision transformer has a feature a patch: the keys of its last attention layer for boxes, which LOST found best, and
-the tokens that its last layer gives for segments. Our own ConvNet has maps before its last, global layer.
+A vision transformer, of timm or our own, has a feature a patch: the keys of its last attention layer for boxes, which
+LOST found best, and the tokens that its last layer gives for segments. Our own ConvNet has maps before its last, global
+layer.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -15,8 +18,10 @@ from torch.nn import functional as F
 
 from sgdm.annotate.features import Encoder, TimmEncoder
 from sgdm.annotate.layout import Kind
-from sgdm.annotate.selfsup import ConvNet, OwnEncoder, at_size, centred
+from sgdm.annotate.selfsup import OwnEncoder
+from sgdm.annotate.selfsup.networks import ConvNet, SmallTransformer
 
+TRANSFORMER_INPUT = 64  # pixels, twice those of our transformer's training, whose crops were enlarged as much
 CONVNET_INPUT = 128  # pixels, four times what the ConvNet learnt from, for it to see details
 CONVNET_GRID = 16
 MARGIN = 8  # pixels around the ConvNet's input, its border repeated: as far as the second layer sees
@@ -40,36 +45,47 @@ class PatchEncoder(Protocol):
 def patch_encoder(encoder: Encoder, kind: Kind) -> PatchEncoder:
     """The dense features of `encoder` that boxes or segments are found in; ValueError where it has none."""
     if isinstance(encoder, TimmEncoder) and isinstance(encoder.network, VisionTransformer):
-        return VisionTransformerPatches(encoder, kind)
+        return VisionTransformerPatches(encoder, encoder.run, encoder.network.patch_embed.grid_size, kind)
+    if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, SmallTransformer):
+        side = TRANSFORMER_INPUT // encoder.network.patch_embed.patch_size[0]
+        return VisionTransformerPatches(encoder, partial(encoder.run, size=TRANSFORMER_INPUT), (side, side), kind)
     if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, ConvNet):
         return ConvNetPatches(encoder, kind)
     raise ValueError(
         f"the encoder {encoder.name} has no features of patches, which {kind} are found in: "
-        "give self-supervised, or a vision transformer of timm"
+        "give a self-supervised one, or a vision transformer of timm"
     )
 
 
 class VisionTransformerPatches:
     """Keys of the last attention layer, all heads, or normed tokens; those of class and registers are left out."""
 
-    def __init__(self, encoder: TimmEncoder, kind: Kind) -> None:
+    def __init__(
+        self,
+        encoder: TimmEncoder | OwnEncoder,
+        run: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
+        grid: tuple[int, int],
+        kind: Kind,
+    ) -> None:
+        """`run` brings images through a way through the encoder's network, at the size that gives the grid."""
         self.name = f"{'keys' if kind == 'boxes' else 'tokens'} of {encoder.name}"
         self.digest = encoder.digest
-        self.grid: tuple[int, int] = encoder.network.patch_embed.grid_size
-        self._encoder = encoder
+        self.grid = grid
+        self._network: Any = encoder.network
+        self._run = run
         self._kind = kind
 
     def __call__(self, images: Tensor) -> Tensor:
-        tokens = self._encoder.run(self._keys if self._kind == "boxes" else self._tokens, images)
-        patches = tokens[:, self._encoder.network.num_prefix_tokens :]
+        tokens = self._run(self._keys if self._kind == "boxes" else self._tokens, images)
+        patches = tokens[:, self._network.num_prefix_tokens :]
         return patches.transpose(1, 2).unflatten(2, self.grid)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        return self._encoder.network.forward_features(pixels)
+        return self._network.forward_features(pixels)
 
     def _keys(self, pixels: Tensor) -> Tensor:
         projected: list[Tensor] = []
-        layer = self._encoder.network.blocks[-1].attn.qkv
+        layer = self._network.blocks[-1].attn.qkv
         hook = layer.register_forward_hook(lambda module, inputs, output: projected.append(output))
         try:
             self._tokens(pixels)
@@ -97,17 +113,19 @@ class ConvNetPatches:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        network = self._encoder.network
-        assert isinstance(network, ConvNet)
-        pixels = centred(at_size(images.to(self._encoder.device), CONVNET_INPUT))
-        # The layers pad with zeros, which would make the border of each image a texture of its own.
-        layer = network.second_layer(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))
-        cut = MARGIN // 4
-        features = whiten(F.adaptive_avg_pool2d(layer[:, :, cut:-cut, cut:-cut], self.grid))
+        features = whiten(self._encoder.run(self._second_layer, images, CONVNET_INPUT))
         if self._kind == "boxes":
             return features
         length = features.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True).sqrt()
         return torch.cat([features, (BACKGROUND * length + TINY).expand_as(features[:, :1])], dim=1)
+
+    def _second_layer(self, pixels: Tensor) -> Tensor:
+        network = self._encoder.network
+        assert isinstance(network, ConvNet)
+        # The layers pad with zeros, which would make the border of each image a texture of its own.
+        layer = network.second_layer(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))
+        cut = MARGIN // 4
+        return F.adaptive_avg_pool2d(layer[:, :, cut:-cut, cut:-cut], self.grid)
 
 
 def whiten(features: Tensor) -> Tensor:

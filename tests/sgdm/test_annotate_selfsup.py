@@ -13,7 +13,7 @@ from sgdm.annotate import selfsup
 from sgdm.annotate.clusters import cluster_report, fit_clusters
 from sgdm.annotate.selfsup import (
     OwnEncoder,
-    augment,
+
     fit_whitened_pixels,
     load_encoder,
     save_encoder,
