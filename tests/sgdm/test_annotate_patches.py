@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sgdm.annotate.boxes import corloc, find_boxes
-from sgdm.annotate.features import load_backbone
+from sgdm.annotate.backbones import load_backbone
 from sgdm.annotate.patches import patch_encoder, whiten
 from sgdm.annotate.selfsup import OwnEncoder, fit_whitened_pixels, train_encoder
 
@@ -45,7 +45,7 @@ def test_keys_and_tokens_of_a_transformer_without_its_class_token(tmp_path: Path
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     encoder = load_backbone("test_vit", tmp_path / "model.safetensors", CPU)
     images = squares(2)[0]
-    pixels = encoder.run(lambda pixels: pixels, images)
+    pixels = encoder.encoder_of(lambda pixels: pixels)(images)
     captured: list[torch.Tensor] = []
     attention = network.blocks[-1].attn
     attention.qkv.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
