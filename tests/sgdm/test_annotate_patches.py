@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from sgdm.annotate.boxes import corloc, find_boxes
 from sgdm.annotate.backbones import load_backbone
+from sgdm.annotate.boxes import corloc, find_boxes
 from sgdm.annotate.patches import patch_encoder, whiten
 from sgdm.annotate.selfsup import OwnEncoder, fit_whitened_pixels, train_encoder
 
