@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sgdm.annotate.selfsup.learner import Learner
 from sgdm.annotate.selfsup.networks import SIZE, TrainedNetwork
-from sgdm.annotate.selfsup.views import crops
+from sgdm.annotate.selfsup.views import far_views
 
 PAIR_AREA = (0.2, 1.0)  # of the image that a view shows
 HIDDEN = 512
@@ -42,7 +42,7 @@ class Pairs(Learner):
         self.criterion = criterion
 
     def loss(self, rows: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
-        views = [crops(images, generator, size=SIZE, area=PAIR_AREA) for _ in range(2)]
+        views = [far_views(images, generator, size=SIZE, area=PAIR_AREA) for _ in range(2)]
         return self.criterion(*self.head(self.encoder(torch.cat(views))).chunk(2))
 
 
@@ -68,8 +68,8 @@ class Dino(Learner):
         self._steps = steps
 
     def loss(self, rows: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
-        large = [crops(images, generator, size=SIZE, area=GLOBAL_AREA) for _ in range(2)]
-        small = [crops(images, generator, size=self._local_size, area=LOCAL_AREA) for _ in range(LOCAL_VIEWS)]
+        large = [far_views(images, generator, size=SIZE, area=GLOBAL_AREA) for _ in range(2)]
+        small = [far_views(images, generator, size=self._local_size, area=LOCAL_AREA) for _ in range(LOCAL_VIEWS)]
         with torch.no_grad():
             taught = self.teacher(torch.cat(large)).chunk(2)
         told = [*self.student(torch.cat(large)).chunk(2), *self.student(torch.cat(small)).chunk(LOCAL_VIEWS)]

@@ -1,7 +1,7 @@
 """Random views of a batch of images, made on their device, from an explicit generator.
 
 No view is mirrored: letters, digits and shoes that point left are other things than those that point right, and
-clusters guide a network that may be asked for either. None is blurred: at 32 pixels that hides more than it teaches.
+clusters guide a network that may be asked for either. None is blurred: SimCLR did not blur images this small either.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ASPECT = 4 / 3  # of a crop, at most, either way
+ASPECT = 4 / 3  # of a crop, at most, wide or high
+CHANGE = 0.4  # of saturation, contrast and brightness, at most, either way
 GREY = 0.2  # share of views without colour
 TURN = 0.1 * 2 * math.pi  # of all hues, at most, either way
 
@@ -31,23 +32,32 @@ def near_views(images: Tensor, generator: torch.Generator) -> Tensor:
     return views.masked_fill((above[:, :, None] & beside[:, None, :])[:, None], 0.0)
 
 
-def crops(images: Tensor, generator: torch.Generator, *, size: int, area: tuple[float, float]) -> Tensor:
-    """Crops of float [B, 3, H, W] in [-1, 1] in other colours: float [B, 3, size, size].
+def far_views(images: Tensor, generator: torch.Generator, *, size: int, area: tuple[float, float]) -> Tensor:
+    """Views of float [B, 3, H, W] in [-1, 1]: random_crops in other colours, float [B, 3, size, size]."""
+    return recoloured(random_crops(images, generator, size=size, area=area), generator)
 
-    A crop shows a share of its image between the two of `area`, somewhere in it, up to 4 / 3 wider or higher than a
-    square. Colours are turned by up to a tenth of all hues, saturation, contrast and brightness changed by up to
-    40 %; a fifth of the crops is grey. Colours may leave [-1, 1].
+
+def random_crops(images: Tensor, generator: torch.Generator, *, size: int, area: tuple[float, float]) -> Tensor:
+    """A part of each image: of a share of its area between the two of `area`, up to 4 / 3 as wide as high or as high
+    as wide, anywhere in it, at `size` x `size` pixels. Meant for enlarging: what is made smaller is not filtered.
+    """
+    uniform = _Uniform(generator)
+    least, most = area
+    shares = least + (most - least) * (uniform(len(images)) + 1) / 2
+    aspects = (ASPECT ** uniform(len(images))).clamp(shares, 1 / shares)  # else a part would not lie in its image
+    sides = torch.stack([shares * aspects, shares / aspects], dim=1).sqrt()
+    return _look(images, sides, centres=(1 - sides) * uniform(len(images), 2), size=(size, size))
+
+
+def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image's colours turned by up to a tenth of all hues; saturation, contrast and brightness changed by up to
+    40 %; a fifth of the images grey. Colours may leave [-1, 1].
     """
     B = len(images)
     uniform = _Uniform(generator)
-    least, most = area
-    shares = least + (most - least) * (uniform(B) + 1) / 2
-    aspects = ASPECT ** uniform(B)
-    sides = torch.stack([shares * aspects, shares / aspects], dim=1).sqrt().clamp(max=1)
-    views = _look(images, sides, centres=(1 - sides) * uniform(B, 2), size=(size, size))
-    saturation = (1 + 0.4 * uniform(B)) * (uniform(B) > 2 * GREY - 1)
-    colours = (1 + 0.4 * uniform(B, 1, 1)) * _turned_colours(TURN * uniform(B), saturation)
-    return torch.einsum("bij,bjhw->bihw", colours, views) + 0.4 * uniform(B, 1, 1, 1)
+    saturation = (1 + CHANGE * uniform(B)) * (uniform(B) > 2 * GREY - 1)
+    colours = (1 + CHANGE * uniform(B, 1, 1)) * _turned_colours(TURN * uniform(B), saturation)
+    return torch.einsum("bij,bjhw->bihw", colours, images) + CHANGE * uniform(B, 1, 1, 1)
 
 
 class _Uniform:
@@ -63,7 +73,7 @@ class _Uniform:
 def _look(images: Tensor, sides: Tensor, centres: Tensor, size: tuple[int, int]) -> Tensor:
     """What is seen of each image in a frame of `sides` around `centres`, float [B, 2], x and y in half widths."""
     frames = torch.cat([torch.diag_embed(sides), centres[:, :, None]], dim=2)
-    grid = F.affine_grid(frames, [len(images), 3, *size], align_corners=False)
+    grid = F.affine_grid(frames, [len(images), images.shape[1], *size], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
