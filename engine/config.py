@@ -16,6 +16,15 @@ import yaml
 from engine.compilation import Choice
 from kernels.attention import Backend as AttentionBackend
 from kernels.group_norm import Backend as GroupNormBackend
+from sgdm.annotate.names import (
+    CONTROLS,
+    BoxFinder,
+    ClusterMethod,
+    FeatureChoice,
+    Network,
+    Objective,
+    SegmentFinder,
+)
 from sgdm.files import atomic_write, fingerprint
 from sgdm.models.config import UNetConfig
 from sgdm.models.layers import Backends
@@ -49,28 +58,83 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotationConfig:
-    num_clusters: int = 100
-    """K, the number of clusters; 0 trains without any condition."""
-    encoder: str = "auto"
-    """Feature network: `auto` (DINO ViT-S/16 where its weights are at hand, else `self-supervised`),
-    `self-supervised` (a small ConvNet trained on these images), `pixels` (PCA-whitened), or a timm model's name."""
-    weights: Path | None = None
-    """Weight file of a timm encoder (safetensors or a state dict); none: timm's own cache or hub."""
-    encoder_images: int = 240_000
-    """Training budget of the self-supervised encoder, in images seen."""
-    iterations: int = 30
-    """k-means iterations."""
-    batch_size: int = 256
-    """Images a forward pass of the encoder."""
-    layout: Literal["none", "boxes", "segments"] = "none"
-    """Where things are, as a second guide: `boxes`, one an image by LOST, beside the cluster; `segments`, classes of
-    dense features, instead of it. Both from features without labels."""
-    num_segments: int = 21
-    """Classes of segments."""
+class SelfSupervisionConfig:
+    objective: Objective = "neighbours"
+    """What the encoder learns from: the `neighbours` of each image, or, by lightly, views of each: `dino`, `simclr`,
+    `vicreg`."""
+    network: Network = "convnet"
+    """`convnet`, fast on a CPU, or `vit`, a small transformer."""
+    images: int = 240_000
+    """Training budget, in images seen."""
 
     def __post_init__(self) -> None:
-        require(2 <= self.num_segments <= 254, f"annotation.num_segments is {self.num_segments}: give 2 to 254 classes")
+        require(self.images >= 1, f"annotation.self_supervision.images is {self.images}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxesConfig:
+    finder: BoxFinder = "lost"
+    """`lost`, or `normalised-cut` (TokenCut, MaskCut)."""
+    objects: int = 1
+    """At most so many boxes an image: each is found in what those before it have left."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.objects <= 100, f"annotation.boxes.objects is {self.objects}: give 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentsConfig:
+    finder: SegmentFinder = "k-means"
+    """`k-means` of patches; `normalised-cut`, regions of each image and k-means of them; `stego`, a head that is
+    trained to make patches that the frozen features hold alike more alike, and others less."""
+    num_segments: int = 21
+    """Classes of segments."""
+    images: int = 64_000
+    """Training budget of stego, in images seen."""
+    crf: bool = False
+    """Let a dense conditional random field draw the borders along those of the image. Needs the extra `crf`."""
+
+    def __post_init__(self) -> None:
+        require(
+            2 <= self.num_segments <= 254, f"annotation.segments.num_segments is {self.num_segments}: give 2 to 254"
+        )
+        require(self.images >= 1, f"annotation.segments.images is {self.images}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationConfig:
+    num_clusters: int = 100
+    """K, the number of clusters; 0 trains without any condition. `sgdm annotate RECIPE --suggest` says how many."""
+    clusters: ClusterMethod = "k-means"
+    """Spherical `k-means`, or `temi`, which goes on from there to clusters that nearest neighbours share. Controls for
+    experiments: `random` ids; the `labels` of the source; `split-labels`, each label's images at random among
+    num_clusters / labels ids."""
+    also_clusters: tuple[int, ...] = ()
+    """Other K to cluster for in the same pass over the features: a run that asks for one finds it done."""
+    iterations: int = 30
+    """k-means iterations."""
+    encoder: str = "auto"
+    """Feature network: `auto` (DINO ViT-S/16 where its weights are at hand, else `self-supervised`),
+    `self-supervised` (trained on these images), `pixels` (PCA-whitened), or the name of any timm model."""
+    weights: Path | None = None
+    """Weight file of a timm encoder (safetensors or a state dict); none: timm's own cache or hub."""
+    features: FeatureChoice = field(default_factory=FeatureChoice)
+    self_supervision: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
+    layout: Literal["none", "boxes", "segments"] = "none"
+    """Where things are, as a second guide: `boxes` beside the cluster; `segments`, classes of dense features, instead
+    of it. Both from features without labels."""
+    boxes: BoxesConfig = field(default_factory=BoxesConfig)
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
+    batch_size: int = 256
+    """Images a forward pass of the encoder."""
+    shard_images: int | None = None
+    """Images a shard of what is extracted, the most that a kill costs; none: 65,536, or a process's share of fewer."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of a timm encoder; `auto`: bf16 where the device is fast at it."""
+    compile: Choice = "auto"
+    """Compile a timm encoder; `auto`: on a GPU only."""
+
+    def __post_init__(self) -> None:
         require(
             self.layout != "segments" or self.num_clusters == 0,
             f"annotation.num_clusters is {self.num_clusters}, but segments guide instead of clusters: give 0",
@@ -79,8 +143,21 @@ class AnnotationConfig:
             self.num_clusters == 0 or self.num_clusters >= 2,
             f"annotation.num_clusters is {self.num_clusters}: give at least 2, or 0 for no condition",
         )
-        for name in ("encoder_images", "iterations", "batch_size"):
+        require(
+            all(number >= 2 for number in self.also_clusters),
+            f"annotation.also_clusters is {self.also_clusters}: give at least 2 each",
+        )
+        require(
+            not self.also_clusters or (self.num_clusters > 0 and self.clusters not in CONTROLS),
+            f"annotation.also_clusters is {self.also_clusters}, but there is no pass over features that they could "
+            f"share: annotation.num_clusters is {self.num_clusters}, annotation.clusters {self.clusters}",
+        )
+        for name in ("iterations", "batch_size"):
             require(getattr(self, name) >= 1, f"annotation.{name} is {getattr(self, name)}: give at least 1")
+        require(
+            self.shard_images is None or self.shard_images >= 1,
+            f"annotation.shard_images is {self.shard_images}: give at least 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +335,7 @@ class Config:
             self.model,
             image_size=self.data.image_size,
             num_clusters=annotation.num_clusters or None,
-            mask_channels={"none": 0, "boxes": 1, "segments": annotation.num_segments}[annotation.layout],
+            mask_channels={"none": 0, "boxes": 1, "segments": annotation.segments.num_segments}[annotation.layout],
             num_attributes=self.segments,
         )
 
@@ -270,26 +347,45 @@ class Config:
     @property
     def segments(self) -> int:
         """Classes of segments that guide the network; 0 where none do."""
-        return self.annotation.num_segments if self.annotation.layout == "segments" else 0
+        return self.annotation.segments.num_segments if self.annotation.layout == "segments" else 0
 
     @property
-    def annotation_folder(self) -> Path:
-        """Named by all that decides the annotation, so that runs on one data set never overwrite each other's."""
-        return self._annotation_folder(str(self.annotation.num_clusters), "layout", "num_segments")
+    def features_folder(self) -> Path:
+        """Folders of annotations are named by all that decides them, so that runs on one data set never overwrite each
+        other's, and find what others have made."""
+        return self._annotation_folder("features", *self._encoder, self.annotation.features)
+
+    @property
+    def clusters_folder(self) -> Path:
+        """The clusters that guide the run (sgdm/annotate/cluster_set.py)."""
+        return self.clusters_folder_of(self.annotation.num_clusters)
+
+    def clusters_folder_of(self, num_clusters: int) -> Path:
+        """Those of annotation.num_clusters, or of one of annotation.also_clusters."""
+        annotation = self.annotation
+        decisive = (
+            () if annotation.clusters in CONTROLS else (*self._encoder, annotation.features, annotation.iterations)
+        )
+        return self._annotation_folder(f"{annotation.clusters}-{num_clusters}", *decisive)
 
     @property
     def layout_folder(self) -> Path:
-        """The layout set (sgdm/annotate/layout.py) of annotation.layout boxes or segments, named likewise."""
-        if self.annotation.layout == "segments":
-            return self._annotation_folder(f"segments-{self.annotation.num_segments}", "num_clusters")
-        return self._annotation_folder(self.annotation.layout, "num_clusters", "num_segments", "iterations")
+        """The layout set (sgdm/annotate/layout.py) of annotation.layout boxes or segments."""
+        annotation = self.annotation
+        if annotation.layout == "segments":
+            kind = f"{annotation.segments.finder}-segments-{annotation.segments.num_segments}"
+            return self._annotation_folder(kind, *self._encoder, annotation.features, annotation.segments)
+        kind = f"{annotation.boxes.finder}-boxes-{annotation.boxes.objects}"
+        return self._annotation_folder(kind, *self._encoder, annotation.features, annotation.boxes)
 
-    def _annotation_folder(self, kind: str, *indifferent: str) -> Path:
-        decisive = to_plain(self.annotation)
-        for name in ("batch_size", *indifferent):
-            del decisive[name]
-        name = f"{self.annotation.encoder.replace('/', '-')}-{kind}-{fingerprint(decisive, self.seed)[:8]}"
-        return self.data.folder / "annotations" / name
+    @property
+    def _encoder(self) -> tuple[Any, ...]:
+        annotation = self.annotation
+        return annotation.encoder, annotation.weights, annotation.self_supervision
+
+    def _annotation_folder(self, kind: str, *decisive: Any) -> Path:
+        digest = fingerprint(kind, [to_plain(value) for value in decisive], self.seed)
+        return self.data.folder / "annotations" / f"{kind}-{digest[:8]}"
 
 
 def to_plain(config: Any) -> Any:

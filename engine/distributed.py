@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed
@@ -27,6 +29,16 @@ class Ranks:
     def first(self) -> bool:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process is here, however long one of them takes for work that only it does."""
+        if self.world_size > 1:
+            torch.distributed.barrier(group=_patient_group())
+
+
+def alone(device: torch.device) -> Ranks:
+    """One process without others."""
+    return Ranks(0, 1, device)
 
 
 def default_device() -> torch.device:
@@ -74,6 +86,12 @@ def initialize() -> Ranks:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+@functools.cache
+def _patient_group() -> torch.distributed.ProcessGroup:
+    """The default group gives up on a process after minutes; clustering for all takes hours."""
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 def _free_port() -> int:

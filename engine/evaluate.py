@@ -57,7 +57,7 @@ def run(config: Config) -> None:
     report = write_report(
         config.run,
         config.data.folder,
-        config.annotation_folder,
+        config.clusters_folder,
         {**versions(), "device": ", ".join(devices())},
         lambda rows: _pixels(train, rows),
     )
@@ -91,7 +91,7 @@ def measure(config: Config, train: Loader, reference: Loader, samples: dict[floa
             generated = features_of(_stored_images(path, evaluation.batch_size), config.sampling.images)
             results.append({"guidance_scale": scale, **evaluate(real, generated, seed=config.seed)})
     if config.annotation.layout == "boxes":
-        encoder = patch_encoder(make_encoder(config, train)[0], "boxes")
+        encoder = patch_encoder(make_encoder(config, train, distributed.alone(train.device))[0], "boxes")
         layout = load_layout(config.layout_folder, train.manifest.digest).objects
         assert isinstance(layout, Boxes)
         for row, path in zip(results, samples.values(), strict=True):

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from engine import checkpoint
 from engine.config import Config, load_config
-from sgdm.annotate.store import MANIFEST, Annotation, load_annotation
+from sgdm.annotate.cluster_set import ClusterSet, load_clusters
+from sgdm.annotate.sets import MANIFEST
 from sgdm.files import read_json
 
 
@@ -28,7 +29,7 @@ class Evidence:
 
     config: Config
     data: dict[str, Any]
-    annotation: Annotation | None
+    annotation: ClusterSet | None
     log: list[dict[str, float]]
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
@@ -98,10 +99,10 @@ def _read_object(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
     return found
 
 
-def _read_annotation(folder: Path, data: dict[str, Any]) -> Annotation | None:
+def _read_annotation(folder: Path, data: dict[str, Any]) -> ClusterSet | None:
     if not data or not (folder / MANIFEST).exists():
         return None
-    return load_annotation(folder, data["digest"])
+    return load_clusters(folder, data["digest"])
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.config import Config
+from sgdm.annotate.cluster_set import load_clusters
 from sgdm.annotate.layout import load_layout
-from sgdm.annotate.store import load_annotation
 from sgdm.data.guides import Guides
 from sgdm.ragged import Boxes, Polygons, RunLengths
 
@@ -34,8 +34,8 @@ def load_guidance(config: Config, data_digest: str) -> Guidance:
     """ValueError where the annotation is missing, damaged or of other images."""
     clusters = frequencies = layout = None
     if config.annotation.num_clusters:
-        annotation = load_annotation(config.annotation_folder, data_digest)
-        clusters, frequencies = annotation.clusters, annotation.frequencies
+        found = load_clusters(config.clusters_folder, data_digest)
+        clusters, frequencies = found.clusters, found.frequencies
     if config.annotation.layout != "none":
         layout = load_layout(config.layout_folder, data_digest).objects
     trained_on = {

@@ -6,7 +6,8 @@ images has it; nothing else reads that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from engine import telemetry
 from engine.config import Config
+from engine.distributed import Ranks
+from engine.extraction import fill_shards, open_shards
 from engine.info import versions
 from engine.prepare import truth_folder
 from sgdm.annotate import boxes, segments
 from sgdm.annotate.features import Encoder
-from sgdm.annotate.layout import MANIFEST, Layout, LayoutManifest, load_layout, save_layout
+from sgdm.annotate.layout import Layout, LayoutManifest, as_arrays, as_objects, load_layout, save_layout
 from sgdm.annotate.patches import PatchEncoder, patch_encoder
+from sgdm.annotate.sets import MANIFEST
 from sgdm.data.loader import Loader
 from sgdm.progress import Advance
 from sgdm.ragged import Boxes, RunLengths, Views
@@ -29,22 +33,37 @@ from sgdm.raster import rasterize_labels
 COMPARED_AT_ONCE = 1024  # label maps
 
 
-def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str) -> None:
+def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ranks: Ranks) -> None:
     """Writes the layout set with a report of its agreement with truth, where there is truth."""
     kind = config.annotation.layout
     assert kind != "none"
     patches = patch_encoder(encoder, kind)
-    truth = _truth(config, loader.manifest.digest)
-    objects: Boxes | RunLengths
     if kind == "boxes":
-        objects, parameters, class_names = _find_boxes(loader, patches), {"expansion": boxes.EXPANSION}, ["object"]
+        class_names = ["object"]
+        parameters: dict[str, Any] = {"expansion": boxes.EXPANSION}
         method = "LOST"
+
+        def work(images: Iterator[Tensor], rows: range, advance: Advance) -> Mapping[str, np.ndarray]:
+            return as_arrays(find_boxes(patches, images, advance))
     else:
-        objects = _find_segments(config, loader, patches)
+        class_names = [f"segment {number}" for number in range(config.annotation.segments.num_segments)]
         parameters = {"iterations": config.annotation.iterations, "sampled_patches": segments.SAMPLE}
-        class_names = [f"segment {number}" for number in range(config.annotation.num_segments)]
         method = "k-means of patches"
-    report = {} if truth is None else _compare(objects, truth, config)
+        centroids = segment_classes(config, loader, patches)
+        size = (config.data.image_size, config.data.image_size)
+
+        def work(images: Iterator[Tensor], rows: range, advance: Advance) -> Mapping[str, np.ndarray]:
+            return as_arrays(find_segments(patches, centroids, size, images, advance))
+
+    parameters = {"features": patches.name, "grid": list(patches.grid), "encoder": encoder.parameters, **parameters}
+    identity = {"data": loader.manifest.digest, "weights": patches.digest, "method": method, "parameters": parameters}
+    shards = open_shards(config, config.layout_folder / "shards", len(loader), identity, ranks)
+    fill_shards(f"annotate, {kind}", shards, loader, ranks, work)
+    if not ranks.first:
+        return
+    parts = [as_objects(kind, shards.load(number)) for number in range(len(shards))]
+    truth = _truth(config, loader.manifest.digest)
+    report = {} if truth is None else _compare(parts, truth, config)
     manifest = LayoutManifest(
         data_digest=loader.manifest.digest,
         kind=kind,
@@ -52,11 +71,12 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str) -> 
         weights_digest=patches.digest,
         class_names=class_names,
         seed=config.seed,
-        parameters={"features": patches.name, "grid": list(patches.grid), "note": note, **parameters},
+        parameters={"note": note, **parameters},
         versions=versions(),
         report=report,
     )
-    save_layout(config.layout_folder, manifest, objects)
+    save_layout(config.layout_folder, manifest, *parts)
+    shutil.rmtree(shards.folder)
     quality = ", ".join(f"{name} {value:.3f}" for name, value in report.items())
     telemetry.say(
         f"annotate: {kind} by {method}, {patches.name}"
@@ -64,14 +84,17 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str) -> 
     )
 
 
-def _find_boxes(loader: Loader, patches: PatchEncoder) -> Boxes:
-    with telemetry.progress("annotate, boxes", len(loader)) as advance:
-        found = [boxes.find_boxes(patches(images)).cpu().numpy() for images in _images(loader, advance)]
-    count = len(loader)
+def find_boxes(patches: PatchEncoder, images: Iterator[Tensor], advance: Advance) -> Boxes:
+    """The boxes of batches of images."""
+    found = []
+    for batch in images:
+        found.append(boxes.find_boxes(patches(batch)).cpu().numpy())
+        advance(len(batch))
+    count = sum(map(len, found))
     return Boxes(corners=np.concatenate(found), image_offsets=np.arange(count + 1), class_ids=np.zeros(count, np.int32))
 
 
-def _find_segments(config: Config, loader: Loader, patches: PatchEncoder) -> RunLengths:
+def segment_classes(config: Config, loader: Loader, patches: PatchEncoder) -> Tensor:
     annotation, count = config.annotation, len(loader)
     # A patch of each of very many images says more than many patches of a few.
     rows = np.arange(count)
@@ -80,22 +103,25 @@ def _find_segments(config: Config, loader: Loader, patches: PatchEncoder) -> Run
     with telemetry.progress("annotate, patches", len(rows)) as advance:
         sample = segments.sample_patches(patches, _images(loader, advance, rows), len(rows), config.seed)
     centroids = segments.fit_segments(
-        sample, annotation.num_segments, seed=config.seed, iterations=annotation.iterations
+        sample, annotation.segments.num_segments, seed=config.seed, iterations=annotation.iterations
     )
-    weights = torch.from_numpy(centroids).to(loader.device)
-    size = (config.data.image_size, config.data.image_size)
-    with telemetry.progress("annotate, segments", count) as advance:
-        return segments.concatenate(
-            [
-                segments.segments_of(segments.label_pixels(patches(images), weights, size).cpu().numpy())
-                for images in _images(loader, advance)
-            ]
-        )
+    return torch.from_numpy(centroids).to(loader.device)
 
 
-def _images(loader: Loader, advance: Advance, rows: np.ndarray | None = None) -> Iterator[Tensor]:
-    """The images of `rows`, else of all, in order."""
-    for batch in loader.once() if rows is None else loader.select(rows):
+def find_segments(
+    patches: PatchEncoder, centroids: Tensor, size: tuple[int, int], images: Iterator[Tensor], advance: Advance
+) -> RunLengths:
+    found = []
+    for batch in images:
+        labels = segments.label_pixels(patches(batch), centroids, size)
+        found.append(segments.segments_of(labels.cpu().numpy()))
+        advance(len(batch))
+    return segments.concatenate(found)
+
+
+def _images(loader: Loader, advance: Advance, rows: np.ndarray) -> Iterator[Tensor]:
+    """The images of `rows` in order."""
+    for batch in loader.select(rows):
         yield batch.image
         advance(len(batch.image))
 
@@ -108,28 +134,34 @@ def _truth(config: Config, data_digest: str) -> Layout | None:
     return load_layout(folder, data_digest) if (folder / MANIFEST).is_file() else None
 
 
-def _compare(objects: Boxes | RunLengths, truth: Layout, config: Config) -> dict[str, Any]:
+def _compare(parts: Sequence[Boxes | RunLengths], truth: Layout, config: Config) -> dict[str, Any]:
     """Agreement with truth, by the measures of LOST and of STEGO."""
-    if isinstance(objects, Boxes):
-        assert isinstance(truth.objects, Boxes)
+    if isinstance(truth.objects, Boxes):
         offsets = truth.objects.image_offsets
-        return {"CorLoc": boxes.corloc(objects.corners, np.split(truth.objects.corners, offsets[1:-1]))}
-    assert isinstance(truth.objects, RunLengths)
-    num_segments, num_classes = config.annotation.num_segments, truth.manifest.num_classes
-    confusion = _confusion(objects, truth.objects, num_segments, num_classes, config.data.image_size)
+        found = np.concatenate([part.corners for part in parts if isinstance(part, Boxes)])
+        return {"CorLoc": boxes.corloc(found, np.split(truth.objects.corners, offsets[1:-1]))}
+    num_segments, num_classes = config.annotation.segments.num_segments, truth.manifest.num_classes
+    confusion = np.zeros((num_segments, num_classes + 1), np.int64)
+    first = 0
+    for part in parts:
+        assert isinstance(part, RunLengths)
+        confusion += _confusion(part, truth.objects, first, confusion.shape, config.data.image_size)
+        first += part.num_images
     mean_iou, accuracy = segments.segment_agreement(confusion)
     return {"mIoU": mean_iou, "pixel accuracy": accuracy}
 
 
-def _confusion(found: RunLengths, truth: RunLengths, num_found: int, num_true: int, size: int) -> np.ndarray:
-    """int64 [K, C + 1]: pixels of each found class and each true one, the last of which is the background."""
-    confusion = np.zeros((num_found, num_true + 1), np.int64)
+def _confusion(found: RunLengths, truth: RunLengths, first: int, shape: tuple[int, int], image_size: int) -> np.ndarray:
+    """int64 [K, C + 1]: pixels of each found class and each true one, the last of which is the background, of the
+    images found from the image `first` of the truth on."""
+    confusion = np.zeros(shape, np.int64)
+    num_found, background = shape[0], shape[1] - 1
     for start in range(0, found.num_images, COMPARED_AT_ONCE):
         images = np.arange(start, min(start + COMPARED_AT_ONCE, found.num_images))
-        views = Views.of(np.full((len(images), 2), size))
-        maps = [torch.empty(len(images), size, size, dtype=torch.uint8) for _ in range(2)]
+        views = Views.of(np.full((len(images), 2), image_size))
+        maps = [torch.empty(len(images), image_size, image_size, dtype=torch.uint8) for _ in range(2)]
         rasterize_labels(found, views, maps[0], num_classes=num_found, images=images)
-        rasterize_labels(truth, views, maps[1], num_classes=num_true, background=num_true, images=images)
-        pairs = maps[0].numpy().astype(np.int64) * (num_true + 1) + maps[1].numpy()
-        confusion += np.bincount(pairs.ravel(), minlength=confusion.size).reshape(confusion.shape)
+        rasterize_labels(truth, views, maps[1], num_classes=background, background=background, images=first + images)
+        pairs = maps[0].numpy().astype(np.int64) * (background + 1) + maps[1].numpy()
+        confusion += np.bincount(pairs.ravel(), minlength=confusion.size).reshape(shape)
     return confusion

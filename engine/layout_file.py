@@ -85,13 +85,10 @@ def read_layouts(path: Path, config: Config) -> Asked:
             f"{path}: {'image ' if first['loc'][:1] == ('images',) and len(first['loc']) > 1 else ''}{where}: "
             f"{first['msg']} (found {first['input']!r})"
         ) from error
-    segments = config.annotation.layout == "segments"
     for number, image in enumerate(images):
         _check_cluster(f"{path}: image {number}", image.cluster, config.annotation.num_clusters)
         for position, thing in enumerate(image.objects):
-            _check_object(
-                f"{path}: image {number} objects {position}", thing, config.annotation.num_segments if segments else 0
-            )
+            _check_object(f"{path}: image {number} objects {position}", thing, config.segments)
     return Asked(
         polygons=Polygons.of(
             [[[thing.points()] for thing in image.objects] for image in images],

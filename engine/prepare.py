@@ -15,7 +15,8 @@ import numpy as np
 from engine import telemetry
 from engine.config import Config
 from engine.console import run_program
-from sgdm.annotate.layout import Kind, LayoutError, LayoutManifest, load_layout, save_layout
+from sgdm.annotate.layout import Kind, LayoutManifest, load_layout, save_layout
+from sgdm.annotate.sets import AnnotationError
 from sgdm.data.beton import is_prepared, manifest_path, read_manifest, stored_rows, unreadable_path, write_beton
 from sgdm.data.opening import open_source
 from sgdm.data.sources import MissingSplit, Source, Split
@@ -79,7 +80,7 @@ def is_told(source: Source, path: Path) -> bool:
     data = read_manifest(path)
     try:
         found = [load_layout(folder, data.digest).manifest for folder in folders.values()]
-    except LayoutError:
+    except AnnotationError:
         return False
     return all(manifest.parameters == {"fingerprint": data.fingerprint} for manifest in found)
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -23,6 +25,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_array(path: Path, *parts: np.ndarray) -> None:
+    """Writes one .npy file of parts of the same type and rows, one after another; of memory-mapped ones it holds one
+    at a time."""
+    with atomic_write(path) as temporary:
+        whole = np.lib.format.open_memmap(temporary, "w+", parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]))
+        start = 0
+        for part in parts:
+            whole[start : start + len(part)] = part
+            start += len(part)
+        whole.flush()
 
 
 def sha256_file(path: Path) -> str:

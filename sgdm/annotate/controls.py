@@ -6,11 +6,9 @@ random into several ids, so that as many ids as clusters say no more than labels
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
-Control = Literal["random", "labels", "split-labels"]
+from sgdm.annotate.names import Control
 
 
 def control_ids(control: Control, labels: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:

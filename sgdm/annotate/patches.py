@@ -1,22 +1,28 @@
 """Dense features: what an encoder sees at each place of an image, for boxes and for segments.
 
-A vision transformer has a feature a patch: the keys of its last attention layer for boxes, which LOST found best, and
-the tokens that its last layer gives for segments. Our own ConvNet has maps before its last, global layer.
+A backbone has them in the layer and part that FeatureChoice says, and our own transformer in its last layer: by default
+keys of the attention for boxes, which LOST found best, and output tokens for segments. Our own ConvNet has maps before
+its last, global layer.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgdm.annotate.features import Encoder, TimmEncoder
+from sgdm.annotate.backbones import TimmEncoder
+from sgdm.annotate.features import Encoder
+from sgdm.annotate.layer_reader import layer_reader
 from sgdm.annotate.layout import Kind
-from sgdm.annotate.selfsup import ConvNet, OwnEncoder, at_size, centred
+from sgdm.annotate.names import FeatureChoice
+from sgdm.annotate.selfsup import OwnEncoder
+from sgdm.annotate.selfsup.networks import ConvNet, SmallTransformer
 
+TRANSFORMER_INPUT = 64  # pixels, twice those of our transformer's training, whose crops were enlarged as much
 CONVNET_INPUT = 128  # pixels, four times what the ConvNet learnt from, for it to see details
 CONVNET_GRID = 16
 MARGIN = 8  # pixels around the ConvNet's input, its border repeated: as far as the second layer sees
@@ -39,43 +45,49 @@ class PatchEncoder(Protocol):
 
 def patch_encoder(encoder: Encoder, kind: Kind) -> PatchEncoder:
     """The dense features of `encoder` that boxes or segments are found in; ValueError where it has none."""
-    if isinstance(encoder, TimmEncoder) and isinstance(encoder.network, VisionTransformer):
-        return VisionTransformerPatches(encoder, kind)
+    if isinstance(encoder, TimmEncoder):
+        return BackbonePatches(encoder, kind)
+    if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, SmallTransformer):
+        return TransformerPatches(encoder, kind)
     if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, ConvNet):
         return ConvNetPatches(encoder, kind)
     raise ValueError(
         f"the encoder {encoder.name} has no features of patches, which {kind} are found in: "
-        "give self-supervised, or a vision transformer of timm"
+        "give self-supervised, or a backbone of timm"
     )
 
 
-class VisionTransformerPatches:
-    """Keys of the last attention layer, all heads, or normed tokens; those of class and registers are left out."""
+class BackbonePatches:
+    """The patches of a timm backbone, of the layer and part that were chosen for it."""
 
     def __init__(self, encoder: TimmEncoder, kind: Kind) -> None:
-        self.name = f"{'keys' if kind == 'boxes' else 'tokens'} of {encoder.name}"
+        part = encoder.choice.of(kind)
+        self.name = f"{part} of {encoder.name}"
         self.digest = encoder.digest
-        self.grid: tuple[int, int] = encoder.network.patch_embed.grid_size
-        self._encoder = encoder
-        self._kind = kind
+        forward = encoder.patches(part)
+        h, w = encoder.probe(forward).shape[2:]
+        self.grid = (h, w)
+        self._encode = encoder.encoder_of(forward)
 
     def __call__(self, images: Tensor) -> Tensor:
-        tokens = self._encoder.run(self._keys if self._kind == "boxes" else self._tokens, images)
-        patches = tokens[:, self._encoder.network.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, self.grid)
+        return self._encode(images)
 
-    def _tokens(self, pixels: Tensor) -> Tensor:
-        return self._encoder.network.forward_features(pixels)
 
-    def _keys(self, pixels: Tensor) -> Tensor:
-        projected: list[Tensor] = []
-        layer = self._encoder.network.blocks[-1].attn.qkv
-        hook = layer.register_forward_hook(lambda module, inputs, output: projected.append(output))
-        try:
-            self._tokens(pixels)
-        finally:
-            hook.remove()
-        return projected[0].chunk(3, dim=2)[1]  # queries, keys, values
+class TransformerPatches:
+    """The patches of our own transformer."""
+
+    def __init__(self, encoder: OwnEncoder, kind: Kind) -> None:
+        part = FeatureChoice().of(kind)
+        self.name = f"{part} of {encoder.name}"
+        self.digest = encoder.digest
+        network: Any = encoder.network
+        side = TRANSFORMER_INPUT // int(network.patch_embed.patch_size[0])
+        self.grid = (side, side)
+        read = layer_reader(network, -1, part)
+        self._encode = partial(encoder.run, lambda pixels: read(pixels)[0], size=TRANSFORMER_INPUT)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._encode(images)
 
 
 class ConvNetPatches:
@@ -95,19 +107,20 @@ class ConvNetPatches:
         self._encoder = encoder
         self._kind = kind
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        network = self._encoder.network
-        assert isinstance(network, ConvNet)
-        pixels = centred(at_size(images.to(self._encoder.device), CONVNET_INPUT))
-        # The layers pad with zeros, which would make the border of each image a texture of its own.
-        layer = network.second_layer(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))
-        cut = MARGIN // 4
-        features = whiten(F.adaptive_avg_pool2d(layer[:, :, cut:-cut, cut:-cut], self.grid))
+        features = whiten(self._encoder.run(self._second_layer, images, CONVNET_INPUT))
         if self._kind == "boxes":
             return features
         length = features.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True).sqrt()
         return torch.cat([features, (BACKGROUND * length + TINY).expand_as(features[:, :1])], dim=1)
+
+    def _second_layer(self, pixels: Tensor) -> Tensor:
+        network = self._encoder.network
+        assert isinstance(network, ConvNet)
+        # The layers pad with zeros, which would make the border of each image a texture of its own.
+        layer = network.second_layer(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))
+        cut = MARGIN // 4
+        return F.adaptive_avg_pool2d(layer[:, :, cut:-cut, cut:-cut], self.grid)
 
 
 def whiten(features: Tensor) -> Tensor:

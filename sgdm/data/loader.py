@@ -83,6 +83,13 @@ class Loader:
         """Number of images."""
         return self.manifest.count
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]: the label of each image, -1 where there is none, without decoding any."""
+        return (
+            self._ffcv.reader.metadata[f"f{list(self._ffcv.reader.handlers).index('label')}"].astype(np.int64).ravel()
+        )
+
     def train(self, start_image: int) -> Iterator[Batch]:
         """This rank's batches without end, after `start_image` images of all ranks together have been seen.
 

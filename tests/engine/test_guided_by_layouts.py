@@ -13,7 +13,7 @@ from PIL import Image
 
 from engine import annotate, evaluate, prepare, sample, train
 from engine.checkpoint import CheckpointError
-from engine.config import Config
+from engine.config import Config, SegmentsConfig, SelfSupervisionConfig
 from engine.layout_file import LayoutFileError
 from sgdm.annotate.layout import LayoutManifest, save_layout
 from sgdm.data.beton import check_beton
@@ -53,9 +53,9 @@ def trained(
             config.annotation,
             layout=kind,
             num_clusters=clusters,
-            num_segments=SEGMENTS,
+            segments=SegmentsConfig(num_segments=SEGMENTS),
             encoder="self-supervised",
-            encoder_images=512,
+            self_supervision=SelfSupervisionConfig(images=512),
         ),
         training=dataclasses.replace(config.training, flip=True),
     )

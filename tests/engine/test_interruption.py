@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,21 @@ def test_sampling_that_is_killed_keeps_the_scales_that_are_whole(annotated: Conf
     finish(start("sample", config))
     assert first.stat().st_mtime_ns == before
     assert len(list((config.run / "samples").glob("guidance-*.npz"))) == 4
+
+
+def test_extraction_that_is_killed_goes_on_at_the_shard(config: Config) -> None:
+    config = dataclasses.replace(config, annotation=dataclasses.replace(config.annotation, shard_images=1))
+    prepare.run(config)
+    finish(start("annotate", config))
+    whole = {path.name: path.read_bytes() for path in config.features_folder.glob("shard-*")}
+    shutil.rmtree(config.data.folder / "annotations")
+    process = start("annotate", config)
+    kill_when(process, (config.features_folder / "shard-00005.json").exists)
+    assert not (config.features_folder / "manifest.json").exists()
+    before = (config.features_folder / "shard-00000.features.npy").stat().st_mtime_ns
+    finish(start("annotate", config))
+    assert (config.features_folder / "shard-00000.features.npy").stat().st_mtime_ns == before
+    assert {path.name: path.read_bytes() for path in config.features_folder.glob("shard-*")} == whole
 
 
 def test_ctrl_c_says_how_to_go_on(annotated: Config) -> None:

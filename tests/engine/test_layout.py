@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from engine import annotate, prepare
-from engine.config import Config
+from engine.config import Config, SegmentsConfig, SelfSupervisionConfig
 from sgdm.annotate.layout import LayoutManifest, load_layout, save_layout
 from sgdm.data.beton import check_beton
 from sgdm.ragged import Boxes, Masks, Views
@@ -40,7 +40,9 @@ def prepared(make_config: Callable[[Path], Config], tmp_path_factory: pytest.Tem
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, source=str(folder / "images"), image_size=32),
-        annotation=dataclasses.replace(config.annotation, encoder="self-supervised", encoder_images=512),
+        annotation=dataclasses.replace(
+            config.annotation, encoder="self-supervised", self_supervision=SelfSupervisionConfig(images=512)
+        ),
     )
     prepare.run(config)
     manifest = LayoutManifest(
@@ -70,7 +72,7 @@ def test_boxes_beside_clusters(prepared: Config, capsys: pytest.CaptureFixture[s
     config = with_layout(prepared, layout="boxes")
     annotate.run(config)
     assert "against truth that was not used" in capsys.readouterr().out
-    assert len(np.load(config.annotation_folder / "clusters.npy")) == 80
+    assert len(np.load(config.clusters_folder / "clusters.npy")) == 80
     manifest, objects = load_layout(config.layout_folder, check_beton(config.data.folder / "train.beton").digest)
     assert isinstance(objects, Boxes) and objects.corners.shape == (80, 4)
     assert manifest.method == "LOST" and manifest.class_names == ["object"]
@@ -78,10 +80,10 @@ def test_boxes_beside_clusters(prepared: Config, capsys: pytest.CaptureFixture[s
 
 
 def test_segments_without_clusters(prepared: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    config = with_layout(prepared, layout="segments", num_clusters=0, num_segments=3)
+    config = with_layout(prepared, layout="segments", num_clusters=0, segments=SegmentsConfig(num_segments=3))
     annotate.run(config)
     assert "against truth that was not used" in capsys.readouterr().out
-    assert not config.annotation_folder.exists()
+    assert not config.clusters_folder.exists()
     manifest, objects = load_layout(config.layout_folder, check_beton(config.data.folder / "train.beton").digest)
     assert manifest.num_classes == 3
     assert 0 < manifest.report["mIoU"] <= manifest.report["pixel accuracy"] <= 1
@@ -99,12 +101,12 @@ def test_a_whole_layout_is_kept_and_a_damaged_one_made_again(
     capsys.readouterr()
     annotate.run(config)
     assert "annotate: already whole, skipped" in capsys.readouterr().out
-    clusters = (config.annotation_folder / "clusters.npy").stat().st_mtime_ns
+    clusters = (config.clusters_folder / "clusters.npy").stat().st_mtime_ns
     before = (config.layout_folder / "boxes.npy").read_bytes()
     (config.layout_folder / "manifest.json").unlink()
     annotate.run(config)
     assert (config.layout_folder / "boxes.npy").read_bytes() == before
-    assert (config.annotation_folder / "clusters.npy").stat().st_mtime_ns == clusters
+    assert (config.clusters_folder / "clusters.npy").stat().st_mtime_ns == clusters
 
 
 def test_without_truth_nothing_is_said_of_it(

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import AnnotationConfig, Config
+from engine.config import AnnotationConfig, Config, SegmentsConfig
 from engine.layout_file import LayoutFileError, read_layouts
 from engine.sheets import layout_lines, layout_sheet
 from sgdm.data.guides import Guides
 
 BOXES = AnnotationConfig(num_clusters=3, encoder="pixels", layout="boxes")
-SEGMENTS = AnnotationConfig(num_clusters=0, encoder="pixels", layout="segments", num_segments=4)
+SEGMENTS = AnnotationConfig(
+    num_clusters=0, encoder="pixels", layout="segments", segments=SegmentsConfig(num_segments=4)
+)
 BOX = {"box": [0.25, 0.5, 1, 1]}
 
 

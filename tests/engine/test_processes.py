@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from engine import annotate, checkpoint, prepare
-from engine.config import Config, save_config
+from engine.config import Config, SelfSupervisionConfig, save_config
 
 ENGINE = Path(checkpoint.__file__).parent
 
@@ -63,3 +64,30 @@ def test_loss_and_samples_do_not_depend_on_the_number_of_processes(config: Confi
             ):
                 np.testing.assert_array_equal(found["cluster"], expected["cluster"])
                 assert np.abs(found["image"].astype(int) - expected["image"]).max() <= 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
+def test_annotations_do_not_depend_on_the_number_of_processes(config: Config) -> None:
+    annotation = dataclasses.replace(
+        config.annotation,
+        encoder="self-supervised",
+        self_supervision=SelfSupervisionConfig(images=512),
+        layout="boxes",
+        shard_images=7,
+    )
+    one = dataclasses.replace(config, annotation=annotation)
+    prepare.run(one)
+    launch("annotate", one, 1, port=29_631)
+    data = one.data.folder.with_name("two")
+    # With the encoder of the one: what it learns depends on the number of threads.
+    made = shutil.ignore_patterns("features-*", "k-means-*", "lost-boxes-*")
+    shutil.copytree(one.data.folder, data, ignore=made)
+    two = dataclasses.replace(one, run=one.run.with_name("two"), data=dataclasses.replace(one.data, folder=data))
+    shown = launch("annotate", two, 2, port=29_632)
+    assert shown.count("annotate: done") == 1
+    for name in ("features_folder", "clusters_folder", "layout_folder"):
+        first, second = getattr(one, name), getattr(two, name)
+        arrays = sorted(path.name for path in first.glob("*.npy"))
+        assert arrays and arrays == sorted(path.name for path in second.glob("*.npy"))
+        for array in arrays:
+            np.testing.assert_allclose(np.load(second / array), np.load(first / array), rtol=1e-2, atol=1e-3)

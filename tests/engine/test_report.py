@@ -14,8 +14,7 @@ from PIL import Image
 from engine import charts
 from engine.config import AnnotationConfig, Config, DataConfig, TrainingConfig, save_config
 from engine.report import write_report
-from sgdm.annotate.clusters import Clusters
-from sgdm.annotate.store import AnnotationManifest, begin_annotation, save_annotation
+from sgdm.annotate.cluster_set import ClusterManifest, save_clusters
 
 IMAGES, CLUSTERS, SIDE = 200, 5, 8
 NETWORK = "efficientnet-lite0"
@@ -88,20 +87,20 @@ def make_run(root: Path, name: str = "tiny", source: str = "fashion-mnist") -> F
     )
     save_config(config, run / "config.yaml")
     put(folders.data / "train.json", {"count": IMAGES, "digest": DIGEST, "label_names": ["a", "b"]})
-    np.save(begin_annotation(annotation), np.zeros((IMAGES, 4), np.float16))
-    manifest = AnnotationManifest(
+    manifest = ClusterManifest(
         data_digest=DIGEST,
+        method="k-means",
         encoder="pixels",
         weights_digest="",
+        features_digest="",
         num_clusters=CLUSTERS,
         seed=0,
-        iterations=30,
         parameters={"note": "fell back"},
         versions={},
         report={"purity": 0.6125, "nmi": 0.5125},
     )
     ids = np.arange(IMAGES, dtype=np.int32) % CLUSTERS
-    save_annotation(annotation, manifest, Clusters(ids, np.zeros((CLUSTERS, 4), np.float32), IMAGES, 0.5))
+    save_clusters(annotation, manifest, ids, np.zeros((CLUSTERS, 4)), np.zeros((CLUSTERS, 8)))
     rows = [{"images": 100 * n, "loss": 1 / n, "images_per_second": 50.0 + n} for n in range(1, 11)]
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stages = ("prepare", "annotate", "train", "sample", "evaluate")

@@ -14,7 +14,7 @@ import pytest
 from engine import annotate, checkpoint, evaluate, prepare, sample, train
 from engine.checkpoint import CheckpointError
 from engine.config import Config, save_config
-from sgdm.annotate.store import AnnotationError
+from sgdm.annotate.sets import AnnotationError
 from sgdm.models.unet import UNet
 
 STAGES = (prepare, annotate, train, sample, evaluate)
@@ -37,7 +37,7 @@ def walked(make_config: Callable[[Path], Config], tmp_path_factory: pytest.TempP
 def test_every_stage_leaves_what_it_promises(walked: Config) -> None:
     assert json.loads((walked.data.folder / "train.json").read_text())["unreadable"] == 1
     assert "broken.png" in (walked.data.folder / "train.unreadable.txt").read_text()
-    clusters = np.load(walked.annotation_folder / "clusters.npy")
+    clusters = np.load(walked.clusters_folder / "clusters.npy")
     assert clusters.shape == (96,) and set(clusters) == {0, 1, 2}
     rows = [json.loads(line) for line in (walked.run / "log.jsonl").read_text().splitlines()]
     assert [row["images"] for row in rows] == [16, 32, 48, 64]
@@ -129,10 +129,8 @@ def test_a_checkpoint_of_another_objective_is_refused(walked: Config) -> None:
 
 
 def test_a_checkpoint_of_other_clusters_is_refused(walked: Config) -> None:
-    other = dataclasses.replace(walked, annotation=dataclasses.replace(walked.annotation, iterations=1))
+    other = dataclasses.replace(walked, annotation=dataclasses.replace(walked.annotation, clusters="random"))
     annotate.run(other)
-    ids = other.annotation_folder / "clusters.npy"
-    np.save(ids, (np.load(ids) + 1) % 3)
     for program in (train, sample):
         with pytest.raises(CheckpointError, match="was trained on clusters"):
             program.run(other)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from engine import console, prepare, scenes
 from engine.config import Config
-from sgdm.annotate.layout import LayoutError, load_layout
+from sgdm.annotate.layout import load_layout
+from sgdm.annotate.sets import AnnotationError
 from sgdm.data.beton import read_manifest, stored_rows
 from sgdm.data.opening import open_source
 from sgdm.data.truth import AnnotatedSource, stored_segments
@@ -143,7 +144,7 @@ def test_another_source_without_truth_leaves_none(config: Config, folder: Path) 
     prepare.run(annotated)
     prepare.run(config)
     assert not list(config.data.folder.glob("*.truth-*"))
-    with pytest.raises(LayoutError, match=r"manifest\.json is missing"):
+    with pytest.raises(AnnotationError, match=r"manifest\.json is missing"):
         load_layout(config.data.folder / "train.truth-boxes", "")
 
 

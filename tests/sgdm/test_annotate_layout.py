@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgdm import files
-from sgdm.annotate.layout import Kind, LayoutError, LayoutManifest, load_layout, save_layout
+from sgdm.annotate.layout import Kind, LayoutManifest, load_layout, save_layout
+from sgdm.annotate.sets import AnnotationError
 from sgdm.ragged import Boxes, Masks, RunLengths, Views
 from sgdm.raster import encode, rasterize_mask
 
@@ -88,6 +89,20 @@ def test_segments_are_not_read_into_memory(tmp_path: Path) -> None:
     assert all(not array.flags.owndata and not array.flags.writeable for array in mapped)
 
 
+@kinds
+def test_parts_make_one_set(tmp_path: Path, kind: Kind) -> None:
+    part = OBJECTS[kind]()
+    save_layout(tmp_path, manifest_of(kind), part, part)
+    objects = load_layout(tmp_path, "aaaa").objects
+    assert objects.image_offsets.tolist() == [0, 1, 1, 3, 4, 4, 6]
+    assert objects.class_ids.tolist() == [1, 0, 1] * 2
+    if isinstance(objects, RunLengths):
+        assert isinstance(part, RunLengths)
+        assert objects.segments() == part.segments() * 2
+    else:
+        assert np.array_equal(objects.corners, np.tile(part.corners.astype(np.float32), (2, 1)))
+
+
 def test_uncompressed_segments_are_stored_compressed(tmp_path: Path) -> None:
     segments = segments_of_three_images()
     save_layout(tmp_path, manifest_of("segments"), segments.uncompress())
@@ -96,7 +111,7 @@ def test_uncompressed_segments_are_stored_compressed(tmp_path: Path) -> None:
 
 def test_a_set_of_other_data_is_refused_with_both_digests(tmp_path: Path) -> None:
     write_set(tmp_path, "boxes")
-    with pytest.raises(LayoutError, match=r"aaaa.*this one is cccc.*make it again"):
+    with pytest.raises(AnnotationError, match=r"aaaa.*this one is cccc.*annotate it again"):
         load_layout(tmp_path, "cccc")
 
 
@@ -118,7 +133,7 @@ def test_killed_between_two_files_it_is_not_whole(
     monkeypatch.setattr("sgdm.files.os.replace", replace_until_killed)
     with pytest.raises(KeyboardInterrupt):
         write_set(tmp_path, kind)
-    with pytest.raises(LayoutError, match=r"manifest\.json is missing"):
+    with pytest.raises(AnnotationError, match=r"manifest\.json is missing"):
         load_layout(tmp_path, "aaaa")
 
 
@@ -143,25 +158,28 @@ def test_damaged_files_are_named(tmp_path: Path, kind: Kind, name: str, damage: 
         np.save(path, array.astype(np.complex64) if damage == "other type" else array[:-1])
     # Which of two files is too short by an item cannot be told: then it is their offsets or the folder.
     named = tmp_path.name if damage == "one item less" else name
-    with pytest.raises(LayoutError, match=named):
+    with pytest.raises(AnnotationError, match=named):
         load_layout(tmp_path, "aaaa")
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("image_offsets.npy", np.array([0, 2, 1, 3])),
-        ("class_ids.npy", np.array([0, 1, 2], np.int32)),
-        ("class_ids.npy", np.array([0, -1, 1], np.int32)),
-        ("boxes.npy", np.array([[0, 0, 1, 1], [0, 0, np.nan, 1], [0, 0, 1, 1]], np.float32)),
-        ("boxes.npy", np.array([[0, 0, 1, 1], [0, 0, 64, 64], [0, 0, 1, 1]], np.float32)),
-        ("boxes.npy", np.array([[0, 0, 1, 1], [0.5, 0, 0.4, 1], [0, 0, 1, 1]], np.float32)),
+        ("image_offsets", np.array([0, 2, 1, 3])),
+        ("class_ids", np.array([0, 1, 2], np.int32)),
+        ("class_ids", np.array([0, -1, 1], np.int32)),
+        ("corners", np.array([[0, 0, 1, 1], [0, 0, np.nan, 1], [0, 0, 1, 1]], np.float32)),
+        ("corners", np.array([[0, 0, 1, 1], [0, 0, 64, 64], [0, 0, 1, 1]], np.float32)),
+        ("corners", np.array([[0, 0, 1, 1], [0.5, 0, 0.4, 1], [0, 0, 1, 1]], np.float32)),
     ],
 )
 def test_impossible_values_are_named(tmp_path: Path, name: str, values: np.ndarray) -> None:
+    with pytest.raises(AnnotationError, match=f"{name.replace('_', '.')} of a layout must"):
+        save_layout(tmp_path, manifest_of("boxes"), replace(boxes_of_three_images(), **{name: values}))
     write_set(tmp_path, "boxes")
-    np.save(tmp_path / name, values)
-    with pytest.raises(LayoutError, match=f"{name} is damaged"):
+    file = "boxes" if name == "corners" else name
+    np.save(tmp_path / f"{file}.npy", values)
+    with pytest.raises(AnnotationError, match=f"{file}.npy is missing, or not what was written"):
         load_layout(tmp_path, "aaaa")
 
 
@@ -169,13 +187,13 @@ def test_impossible_values_are_named(tmp_path: Path, name: str, values: np.ndarr
 def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     write_set(tmp_path, "boxes")
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(LayoutError, match="must hold"):
+    with pytest.raises(AnnotationError, match="must hold"):
         load_layout(tmp_path, "aaaa")
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(LayoutError, match="cannot hold RunLengths"):
+    with pytest.raises(AnnotationError, match="cannot hold RunLengths"):
         save_layout(tmp_path, manifest_of("boxes"), segments_of_three_images())
-    with pytest.raises(LayoutError, match="outside of 0 to 0"):
+    with pytest.raises(AnnotationError, match="must lie within 0 to 0"):
         save_layout(tmp_path, replace(manifest_of("boxes"), class_names=["cat"]), boxes_of_three_images())
     assert not list(tmp_path.iterdir())

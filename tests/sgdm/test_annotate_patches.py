@@ -7,12 +7,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
+from sgdm.annotate.backbones import load_backbone
 from sgdm.annotate.boxes import corloc, find_boxes
-from sgdm.annotate.features import load_backbone
 from sgdm.annotate.patches import patch_encoder, whiten
-from sgdm.annotate.selfsup import OwnEncoder, fit_whitened_pixels, train_encoder
+from sgdm.annotate.selfsup import OwnEncoder, centred, fit_whitened_pixels, train_encoder
 
 CPU = torch.device("cpu")
 
@@ -39,28 +40,42 @@ def own() -> OwnEncoder:
     return train_encoder(squares(128)[0], seed=0, images_budget=1024, device=CPU)
 
 
-def test_keys_and_tokens_of_a_transformer_without_its_class_token(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def transformer() -> OwnEncoder:
+    return train_encoder(squares(128)[0], network="vit", seed=0, images_budget=256, device=CPU)
+
+
+def test_keys_and_tokens_of_a_transformer_without_its_class_token(tmp_path: Path, transformer: OwnEncoder) -> None:
     torch.manual_seed(0)
     network = timm.create_model("test_vit", pretrained=False).eval()
     save_file(network.state_dict(), tmp_path / "model.safetensors")
-    encoder = load_backbone("test_vit", tmp_path / "model.safetensors", CPU)
+    of_timm = load_backbone("test_vit", tmp_path / "model.safetensors", CPU)
     images = squares(2)[0]
-    pixels = encoder.run(lambda pixels: pixels, images)
+    for encoder, pixels, side in (
+        (of_timm, of_timm.encoder_of(lambda pixels: pixels)(images), 10),
+        (transformer, centred(images), 16),
+    ):
+        keys, tokens = keys_and_tokens(encoder.network, pixels)
+        for kind, expected in (("boxes", keys), ("segments", tokens)):
+            patches = patch_encoder(encoder, kind)
+            features = patches(images)
+            assert patches.digest == encoder.digest and patches.grid == (side, side)
+            assert features.shape == (2, expected.shape[2], side, side) and features.dtype == torch.float32
+            # Row-major: the second patch is right of the first, after one class token.
+            torch.testing.assert_close(features[:, :, 0, 1], expected[:, 2], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(features[:, :, -1, -1], expected[:, side * side], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def keys_and_tokens(network: VisionTransformer, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """From what the last attention layer is given, by the part of its weights that makes keys."""
     captured: list[torch.Tensor] = []
     attention = network.blocks[-1].attn
-    attention.qkv.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
-    with torch.no_grad():
-        tokens = network.forward_features(pixels)
-        D = tokens.shape[2]
-        keys = captured[0] @ attention.qkv.weight[D : 2 * D].T + attention.qkv.bias[D : 2 * D]
-    for kind, expected in (("boxes", keys), ("segments", tokens)):
-        patches = patch_encoder(encoder, kind)
-        features = patches(images)
-        assert patches.digest == encoder.digest and patches.grid == (10, 10)
-        assert features.shape == (2, D, 10, 10) and features.dtype == torch.float32
-        # Row-major: the second patch is right of the first, after one class token.
-        torch.testing.assert_close(features[:, :, 0, 1], expected[:, 2], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(features[:, :, 9, 9], expected[:, 100], atol=1e-5, rtol=1e-5)
+    hook = attention.qkv.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
+    tokens = network.forward_features(pixels)
+    hook.remove()
+    D = tokens.shape[2]
+    return captured[0] @ attention.qkv.weight[D : 2 * D].T + attention.qkv.bias[D : 2 * D], tokens
 
 
 @pytest.mark.parametrize("kind", ["boxes", "segments"])
