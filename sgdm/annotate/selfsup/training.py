@@ -63,6 +63,7 @@ def train_encoder(
         batch=batch,
         learning_rate=learner.encoder.learning_rate,
         seed=seed,
+        rounds=learner.rounds,
         after_step=learner.after_step,
         checkpoint=checkpoint,
         advance=advance,
