@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 
-from sgdm.annotate.assignment import Assignment, assign
+from sgdm.annotate.assignment import Assignment, assign, inner_product_index
 from sgdm.annotate.feature_rows import Features, sample_rows, unit_rows
+from sgdm.annotate.kmeans import spherical_kmeans
 from sgdm.annotate.repair import ROUNDS, replace_tiny
 from sgdm.progress import Advance, ignore
 
@@ -29,6 +30,14 @@ FEW_CLUSTERS = 50
 """Up to here, local optima differ so much in purity that the best of several starts is kept."""
 
 STARTS = 5
+MANY_CLUSTERS = 2000
+"""From here on, k-means starts from centroids found in two levels, and needs few iterations."""
+
+LAST_ITERATIONS = 3
+
+
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Better centroids, float32 [K, D] of unit length, from a sample [S, D] and centroids [K, D], such as by TEMI."""
 
 
 class Clusters(NamedTuple):
@@ -48,14 +57,16 @@ def fit_clusters(
     seed: int,
     iterations: int = ITERATIONS,
     sample_size: int | None = None,
+    refine: Refine | None = None,
     advance: Advance = ignore,
 ) -> list[Clusters]:
     """Spherical k-means of float16 or float32 [N, D], for every K of `num_clusters`, on the GPU where FAISS has one.
 
-    Centroids are fitted on one random sample, by default of `default_sample_size`. Then one pass over all features
-    assigns them to the centroids of every K: an id is that of the centroid with the largest cosine. Clusters that are
-    tiny are replaced (sgdm.annotate.repair), at the price of a pass for each of at most four rounds; what is tiny
-    after that stays. The same seed and number of threads give the same clusters. `advance` is told of the first pass.
+    Centroids are fitted on one random sample, by default of `default_sample_size`, and refined if asked for. Then one
+    pass over all features assigns them to the centroids of every K: an id is that of the centroid with the largest
+    cosine. Clusters that are tiny are replaced (sgdm.annotate.repair), at the price of a pass for each of at most four
+    rounds; what is tiny after that stays. The same seed and number of threads give the same clusters. `advance` is
+    told of the first pass.
 
     In memory are the sample in float32, a block of features, and 4 bytes an image for each K.
     ValueError where K > N or K > sample_size, where a feature is zero or not finite, and where so many features are
@@ -74,7 +85,10 @@ def fit_clusters(
         )
     rows = sample_rows(count, min(count, size), seed)
     sample = unit_rows(features, rows)
-    assignments = [Assignment(fit_centroids(sample, K, seed=seed, iterations=iterations), count) for K in num_clusters]
+    assignments = []
+    for K in num_clusters:
+        centroids = fit_centroids(sample, K, seed=seed, iterations=iterations)
+        assignments.append(Assignment(centroids if refine is None else refine(sample, centroids), count))
     assign(features, assignments, advance)
 
     for number in range(ROUNDS):
@@ -109,21 +123,29 @@ def default_sample_size(num_clusters: int) -> int:
 def fit_centroids(sample: np.ndarray, num_clusters: int, *, seed: int, iterations: int = ITERATIONS) -> np.ndarray:
     """float32 [K, D], of unit length: spherical k-means of all of `sample`, float32 [S, D] of unit length, S >= K.
 
-    A centroid that loses all its features is moved by FAISS to split a large cluster.
+    An iteration takes 2 S K D operations. From 2,000 clusters on, the iterations are those of about sqrt(K) clusters,
+    and then of the parts of each, for about 4 S sqrt(K) D operations each; three of all K together come last.
     """
-    kmeans = faiss.Kmeans(
-        sample.shape[1],
-        num_clusters,
-        niter=iterations,
-        nredo=STARTS if num_clusters <= FEW_CLUSTERS else 1,
-        seed=seed,
-        spherical=True,
-        gpu=faiss.get_num_gpus() > 0,
-        min_points_per_centroid=1,  # small clusters are the user's choice; FAISS would only print a warning
-        max_points_per_centroid=len(sample),  # the sample is drawn already
+    if num_clusters < MANY_CLUSTERS:
+        starts = STARTS if num_clusters <= FEW_CLUSTERS else 1
+        return spherical_kmeans(sample, num_clusters, seed=seed, iterations=iterations, starts=starts)
+    coarse = spherical_kmeans(sample, math.isqrt(num_clusters), seed=seed, iterations=iterations)
+    ids = inner_product_index(coarse).search(sample, 1)[1][:, 0]
+    parts = _in_proportion(np.bincount(ids, minlength=len(coarse)), num_clusters)
+    start = [
+        spherical_kmeans(sample[ids == cluster], int(count), seed=seed, iterations=iterations)
+        for cluster, count in enumerate(parts)
+        if count
+    ]
+    return spherical_kmeans(
+        sample, num_clusters, seed=seed, iterations=min(iterations, LAST_ITERATIONS), start=np.concatenate(start)
     )
-    kmeans.train(sample)
-    return np.array(kmeans.centroids, np.float32)
+
+
+def _in_proportion(sizes: np.ndarray, total: int) -> np.ndarray:
+    """int64 [n]: `total`, at most the sum of `sizes` [n], in proportion to them, none above its own."""
+    ends = np.cumsum(sizes) * total // sizes.sum()
+    return np.diff(ends, prepend=0)
 
 
 def frequencies(ids: np.ndarray, num_clusters: int) -> np.ndarray:

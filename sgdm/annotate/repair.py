@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import heapq
 
-import faiss
 import numpy as np
 
 from sgdm.annotate.assignment import Assignment
+from sgdm.annotate.kmeans import spherical_kmeans
 
 TINY = 0.05
 """Of the mean number of images in a cluster; fewer are too few."""
@@ -44,7 +44,7 @@ def replace_tiny(assignment: Assignment, sample: np.ndarray, rows: np.ndarray, s
     emptiest = iter(tiny[np.argsort(sizes[tiny], kind="stable")])
     replaced = 0
     for cluster, count in parts.items():
-        first, *others = _cut(members[cluster], count, seed)
+        first, *others = spherical_kmeans(members[cluster], count, seed=seed, iterations=CUTTING_ITERATIONS)
         assignment.centroids[cluster] = first
         for centroid in others:
             assignment.centroids[next(emptiest)] = centroid
@@ -86,18 +86,3 @@ def _cuts(sizes: np.ndarray, tiny: np.ndarray, members: _Members) -> dict[int, i
             parts[cluster] = count
             heapq.heappush(queue, (-int(sizes[cluster]) // count, cluster))
     return parts
-
-
-def _cut(members: np.ndarray, parts: int, seed: int) -> np.ndarray:
-    """float32 [parts, D]: centroids of unit length."""
-    kmeans = faiss.Kmeans(
-        members.shape[1],
-        parts,
-        niter=CUTTING_ITERATIONS,
-        seed=seed,
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(members),
-    )
-    kmeans.train(members)
-    return np.array(kmeans.centroids, np.float32)

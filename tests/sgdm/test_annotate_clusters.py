@@ -186,3 +186,28 @@ def test_centroids_are_means_of_their_features() -> None:
 
 def test_frequencies_count_empty_clusters() -> None:
     assert frequencies(np.array([0, 0, 2, 2], np.int32), 4).tolist() == [0.5, 0, 0.5, 0]
+
+
+def test_many_clusters_start_from_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = unit_rows(np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32), slice(None))
+
+    def mean_cosine(centroids: np.ndarray) -> float:
+        assert centroids.shape == (200, 8) and centroids.dtype == np.float32
+        assert np.linalg.norm(centroids, axis=1) == pytest.approx(np.ones(200), abs=1e-5)
+        return float((sample @ centroids.T).max(axis=1).mean())
+
+    flat, short = (mean_cosine(fit_centroids(sample, 200, seed=0, iterations=iterations)) for iterations in (30, 3))
+    monkeypatch.setattr("sgdm.annotate.clusters.MANY_CLUSTERS", 200)
+    two_levels = mean_cosine(fit_centroids(sample, 200, seed=0))
+    assert short < two_levels
+    assert two_levels == pytest.approx(flat, rel=0.01)
+
+
+@pytest.mark.parametrize("copies", [0, 900])
+def test_two_levels_where_parts_are_small(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgdm.annotate.clusters.MANY_CLUSTERS", 100)
+    rows = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    rows[:copies] = rows[0]
+    sample = unit_rows(rows, slice(None))
+    assert fit_centroids(sample, 1000, seed=0).shape == (1000, 3), "a centroid for each"
+    assert fit_centroids(sample, 999, seed=0).shape == (999, 3)
