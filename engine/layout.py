@@ -17,7 +17,7 @@ from engine import telemetry
 from engine.config import Config
 from engine.info import versions
 from engine.prepare import truth_folder
-from sgdm.annotate import boxes, segments
+from sgdm.annotate import boxes, lost, segments
 from sgdm.annotate.features import Encoder
 from sgdm.annotate.layout import MANIFEST, Layout, LayoutManifest, load_layout, save_layout
 from sgdm.annotate.patches import PatchEncoder, patch_encoder
@@ -37,7 +37,7 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str) -> 
     truth = _truth(config, loader.manifest.digest)
     objects: Boxes | RunLengths
     if kind == "boxes":
-        objects, parameters, class_names = _find_boxes(loader, patches), {"expansion": boxes.EXPANSION}, ["object"]
+        objects, parameters, class_names = _find_boxes(loader, patches), {"expansion": lost.EXPANSION}, ["object"]
         method = "LOST"
     else:
         objects = _find_segments(config, loader, patches)
@@ -66,9 +66,7 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str) -> 
 
 def _find_boxes(loader: Loader, patches: PatchEncoder) -> Boxes:
     with telemetry.progress("annotate, boxes", len(loader)) as advance:
-        found = [boxes.find_boxes(patches(images)).cpu().numpy() for images in _images(loader, advance)]
-    count = len(loader)
-    return Boxes(corners=np.concatenate(found), image_offsets=np.arange(count + 1), class_ids=np.zeros(count, np.int32))
+        return boxes.concatenate([boxes.find_boxes(patches(images)) for images in _images(loader, advance)])
 
 
 def _find_segments(config: Config, loader: Loader, patches: PatchEncoder) -> RunLengths:
