@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine import telemetry
-from engine.config import Config
+from engine.config import BoxesConfig, Config
 from engine.distributed import Ranks
 from engine.extraction import fill_shards, open_shards
 from engine.info import versions
@@ -39,12 +39,13 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ran
     assert kind != "none"
     patches = patch_encoder(encoder, kind)
     if kind == "boxes":
+        wanted = config.annotation.boxes
         class_names = ["object"]
-        parameters: dict[str, Any] = {"expansion": boxes.EXPANSION}
-        method = "LOST"
+        parameters: dict[str, Any] = {"objects": wanted.objects}
+        method = wanted.finder
 
         def work(images: Iterator[Tensor], rows: range, advance: Advance) -> Mapping[str, np.ndarray]:
-            return as_arrays(find_boxes(patches, images, advance))
+            return as_arrays(find_boxes(patches, wanted, images, advance))
     else:
         class_names = [f"segment {number}" for number in range(config.annotation.segments.num_segments)]
         parameters = {"iterations": config.annotation.iterations, "sampled_patches": segments.SAMPLE}
@@ -84,14 +85,13 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ran
     )
 
 
-def find_boxes(patches: PatchEncoder, images: Iterator[Tensor], advance: Advance) -> Boxes:
+def find_boxes(patches: PatchEncoder, wanted: BoxesConfig, images: Iterator[Tensor], advance: Advance) -> Boxes:
     """The boxes of batches of images."""
     found = []
     for batch in images:
-        found.append(boxes.find_boxes(patches(batch)).cpu().numpy())
+        found.append(boxes.find_boxes(patches(batch), wanted.finder, wanted.objects))
         advance(len(batch))
-    count = sum(map(len, found))
-    return Boxes(corners=np.concatenate(found), image_offsets=np.arange(count + 1), class_ids=np.zeros(count, np.int32))
+    return boxes.concatenate(found)
 
 
 def segment_classes(config: Config, loader: Loader, patches: PatchEncoder) -> Tensor:
@@ -137,9 +137,13 @@ def _truth(config: Config, data_digest: str) -> Layout | None:
 def _compare(parts: Sequence[Boxes | RunLengths], truth: Layout, config: Config) -> dict[str, Any]:
     """Agreement with truth, by the measures of LOST and of STEGO."""
     if isinstance(truth.objects, Boxes):
+        found = boxes.concatenate([part for part in parts if isinstance(part, Boxes)])
         offsets = truth.objects.image_offsets
-        found = np.concatenate([part.corners for part in parts if isinstance(part, Boxes)])
-        return {"CorLoc": boxes.corloc(found, np.split(truth.objects.corners, offsets[1:-1]))}
+        first = found.corners[found.image_offsets[:-1]]  # every image has one
+        report = {"CorLoc": boxes.corloc(first, np.split(truth.objects.corners, offsets[1:-1]))}
+        if config.annotation.boxes.objects > 1:
+            report["precision"], report["recall"] = boxes.precision_and_recall(found, truth.objects)
+        return report
     num_segments, num_classes = config.annotation.segments.num_segments, truth.manifest.num_classes
     confusion = np.zeros((num_segments, num_classes + 1), np.int64)
     first = 0
