@@ -22,21 +22,21 @@ if (CLUSTERS) CLUSTERS.of.forEach((cluster, position) => members[cluster].push(p
 function readState(hash) {
   const state = {...DEFAULTS, ...Object.fromEntries(new URLSearchParams(hash.replace(/^#/, "")))};
   if (!(state.view === "clusters" && CLUSTERS)) state.view = "images";
-  if (!(state.sort in SORTS[state.view])) state.sort = Object.keys(SORTS[state.view])[0];
+  if (!(state.sort in SORTS[state.view])) state.sort = "";
   if (!SIZES.includes(state.size)) state.size = DEFAULTS.size;
   return state;
 }
 
 function writeState(state) {
   const told = Object.entries(state).filter(([name, value]) => name === "view" || value !== DEFAULTS[name]);
-  return "#" + new URLSearchParams(told.filter(([name, value]) => name !== "sort" || value !== Object.keys(SORTS[state.view])[0]));
+  return "#" + new URLSearchParams(told);
 }
 
 /** "17, 20-25, #123, shirt": clusters, images behind #, either as ranges, and parts of names of labels. */
 function parseSearch(text) {
   const wanted = {clusters: [], images: [], labels: new Set(), unknown: []};
   for (const term of text.split(",").map(part => part.trim()).filter(Boolean)) {
-    const range = term.match(/^(#?)(\d+)(?:\s*-\s*#?(\d+))?$/);
+    const range = term.match(/^(#?)\s*(\d+)(?:\s*-\s*#?\s*(\d+))?$/);
     if (range && (range[1] || CLUSTERS)) {
       const ends = [Number(range[2]), Number(range[3] ?? range[2])];
       wanted[range[1] ? "images" : "clusters"].push([Math.min(...ends), Math.max(...ends)]);
@@ -137,16 +137,16 @@ function picture(position, state) {
   const cluster = CLUSTERS ? `cluster ${CLUSTERS.of[position]}` : "", label = LABELS?.names[LABELS.of[position]];
   const made = element("button", {
     className: "picture", title: [`#${row}`, cluster, label && `label ${label}`].filter(Boolean).join(", "), onclick: () => go({image: String(row)}),
-  }, canvas(position, 128, layers, state.opacity), element("span", {}, element("span", {textContent: `#${row}`}), cluster));
+  }, canvas(position, 128, layers, state.opacity), element("span", {}, element("span", {textContent: `#${row}`}), element("span", {textContent: cluster})));
   made.dataset.row = row;
   return made;
 }
 
 // The page
 
-const find = id => document.getElementById(id);
+const byId = id => document.getElementById(id);
 const said = number => number.toLocaleString("en");
-const percent = share => `${Number((100 * share).toPrecision(3))} %`;
+const percent = share => `${Number((100 * share).toPrecision(3))}\u00a0%`;
 
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -163,7 +163,7 @@ function go(changes, quietly = false) {
 }
 
 function say(text) {
-  find("said").textContent = text;
+  byId("said").textContent = text;
 }
 
 function clusterCard(cluster, state) {
@@ -171,8 +171,8 @@ function clusterCard(cluster, state) {
   const told = element("div", {},
     element("h3", {}, element("button", {textContent: cluster, title: "Its images", onclick: () => go({view: "images", find: String(cluster), sort: "", page: "1"})})),
     element("i", {style: `width: ${100 * size / Math.max(...CLUSTERS.sizes)}%`}),
-    element("p", {textContent: `${said(size)} images, ${percent(size / DATA.count)}`}));
-  if (commonest) told.append(element("p", {textContent: `label ${LABELS.names[commonest[0]]}: ${percent(commonest[1])}`}));
+    element("p", {textContent: `${said(size)} images`}), element("p", {textContent: `${percent(size / DATA.count)} of all`}));
+  if (commonest) told.append(element("p", {textContent: `${percent(commonest[1])} label\u00a0${LABELS.names[commonest[0]]}`}));
   const card = element("section", {className: "cluster"}, told,
     element("div", {className: "pictures"}, ...gallery(cluster, GALLERY).map(position => picture(position, state))));
   card.dataset.cluster = cluster;
@@ -192,7 +192,7 @@ function showList() {
   const {page, pages, items} = turnTo(found, state.page, clusters ? state.size / GALLERY : Number(state.size));
   state.page = String(page);
   const list = element("div", {className: clusters ? "" : "pictures"}, ...items.map(item => clusters ? clusterCard(item, state) : picture(item, state)));
-  find("list").replaceChildren(list);
+  byId("list").replaceChildren(list);
 
   const sentences = [state.find.trim() ? `${said(found.length)} of ${said(all)} ${state.view} match.` : `${said(all)} ${state.view}.`];
   if (clusters) sentences.push(CLUSTERS.galleries.length ? "Beside each, the images nearest to its centroid." : "Beside each, some of its images.");
@@ -200,23 +200,23 @@ function showList() {
   if (wanted.images.length && DATA.rows.length < DATA.count) sentences.push(`Only ${said(DATA.rows.length)} of ${said(DATA.count)} images are on this page.`);
   say(sentences.join(" "));
 
-  Object.assign(find("page"), {value: page, max: pages});
-  find("pages").textContent = `of ${said(pages)}`;
-  find("previous").disabled = page === 1;
-  find("next").disabled = page === pages;
+  Object.assign(byId("page"), {value: page, max: pages});
+  byId("pages").textContent = `of ${said(pages)}`;
+  byId("previous").disabled = page === 1;
+  byId("next").disabled = page === pages;
 }
 
 function showControls() {
   document.querySelectorAll("[data-view]").forEach(tab => tab.setAttribute("aria-selected", tab.dataset.view === state.view));
-  if (find("find").value !== state.find) find("find").value = state.find;
-  find("sort").replaceChildren(...Object.entries(SORTS[state.view]).map(([value, text]) => element("option", {value, text})));
-  find("sort").value = state.sort;
-  find("size").value = state.size;
-  find("opacity").value = state.opacity;
-  find("opaque").hidden = LAYERS.every(layer => layer.boxes);
+  if (byId("find").value !== state.find) byId("find").value = state.find;
+  byId("sort").replaceChildren(...Object.entries(SORTS[state.view]).map(([value, text]) => element("option", {value, text})));
+  byId("sort").selectedIndex = Math.max(0, Object.keys(SORTS[state.view]).indexOf(state.sort));
+  byId("size").value = state.size;
+  byId("opacity").value = state.opacity;
+  byId("opaque").hidden = LAYERS.every(layer => layer.boxes);
   const shown = state.layers.split(",");
-  document.querySelectorAll("#switches input").forEach(box => { box.checked = shown.includes(box.value); });
-  find("legends").replaceChildren(...LAYERS.filter(layer => shown.includes(layer.key)).map(layer =>
+  document.querySelectorAll("#switches [type=checkbox]").forEach(box => { box.checked = shown.includes(box.value); });
+  byId("legends").replaceChildren(...LAYERS.filter(layer => shown.includes(layer.key)).map(layer =>
     element("div", {className: "legend"}, element("b", {textContent: title(layer)}), ...layer.classes.map((name, label) =>
       element("span", {}, element("i", {style: `background: ${DATA.colours[label]}`}), name)))));
 }
@@ -224,26 +224,26 @@ function showControls() {
 const title = layer => layer.truth ? `True ${layer.kind}, not used` : layer.kind[0].toUpperCase() + layer.kind.slice(1);
 
 function showLarge() {
-  const large = find("large"), row = Number(state.image), position = positionOf.get(row);
+  const large = byId("large"), row = Number(state.image), position = positionOf.get(row);
   if (!state.image || position === undefined) return large.close();
   const cluster = CLUSTERS?.of[position], label = LABELS?.names[LABELS.of[position]];
   const sequence = [listed, members[cluster], [...DATA.rows.keys()]].find(list => list?.includes(position));
   for (const [id, step] of [["before", -1], ["after", 1]]) {
     const other = DATA.rows[sequence[sequence.indexOf(position) + step]];
-    Object.assign(find(id), {disabled: other === undefined, onclick: () => go({image: String(other)}, true)});
+    Object.assign(byId(id), {disabled: other === undefined, onclick: () => go({image: String(other)}, true)});
   }
-  find("name").textContent = `Image #${row}`;
+  byId("name").textContent = `Image #${row}`;
   const told = [];
   if (CLUSTERS) told.push(`cluster ${cluster}, ${said(CLUSTERS.sizes[cluster])} images`);
   if (label) told.push(`label ${label} (for comparison only)`);
-  find("about").textContent = told.join(" · ");
+  byId("about").textContent = told.join(" · ");
   const panels = [["Image", []], ["Found", LAYERS.filter(layer => !layer.truth)], ["Truth, not used", LAYERS.filter(layer => layer.truth)]];
-  find("panels").replaceChildren(...panels.filter(([, layers], first) => layers.length || !first).map(([caption, layers]) =>
+  byId("panels").replaceChildren(...panels.filter(([, layers], first) => layers.length || !first).map(([caption, layers]) =>
     element("figure", {}, canvas(position, 480, layers, state.opacity, true), element("figcaption", {textContent: caption}))));
-  find("neighbours").replaceChildren();
+  byId("neighbours").replaceChildren();
   if (CLUSTERS) {
     const others = gallery(cluster, 2 * GALLERY + 1).filter(other => other !== position).slice(0, 2 * GALLERY);
-    find("neighbours").append(
+    byId("neighbours").append(
       element("h3", {textContent: CLUSTERS.galleries.length ? `Cluster ${cluster}, the nearest to its centroid first` : `Others of cluster ${cluster}`}),
       element("div", {className: "pictures", style: "--picture: 92px"}, ...others.map(other => picture(other, state))));
   }
@@ -259,26 +259,26 @@ function render() {
   showLarge();
 }
 
-const turn = step => find(step < 0 ? "previous" : "next").disabled || go({page: String(Number(state.page) + step)});
+const turn = step => byId(step < 0 ? "previous" : "next").disabled || go({page: String(Number(state.page) + step)});
 
-find("list").style.setProperty("--picture", `${DATA.side * Math.max(1, Math.round(116 / DATA.side))}px`);
-find("switches").append(...LAYERS.map(layer => element("label", {}, element("input", {type: "checkbox", value: layer.key}), title(layer))));
-find("switches").onchange = () => go({layers: [...document.querySelectorAll("#switches :checked")].map(box => box.value).join(",")}, true);
+byId("list").style.setProperty("--picture", `${DATA.side * Math.max(1, Math.round(116 / DATA.side))}px`);
+byId("switches").prepend(...LAYERS.map(layer => element("label", {}, element("input", {type: "checkbox", value: layer.key}), title(layer))));
+byId("switches").onchange = () => go({layers: [...document.querySelectorAll("#switches :checked")].map(box => box.value).join(",")}, true);
 document.querySelectorAll("[data-view]").forEach(tab => { tab.onclick = () => go({view: tab.dataset.view, sort: "", page: "1"}); });
-find("find").oninput = event => go({find: event.target.value, page: "1"}, true);
-find("opacity").oninput = event => go({opacity: event.target.value}, true);
-find("sort").onchange = event => go({sort: event.target.value, page: "1"});
-find("size").onchange = event => go({size: event.target.value, page: "1"});
-find("page").onchange = event => go({page: event.target.value});
-find("previous").onclick = () => turn(-1);
-find("next").onclick = () => turn(1);
-find("close").onclick = () => go({image: ""});
-find("large").onclose = () => state.image && go({image: ""});
-find("large").onclick = event => event.target === find("large") && go({image: ""});
+byId("find").oninput = event => go({find: event.target.value, page: "1"}, true);
+byId("opacity").oninput = event => go({opacity: event.target.value}, true);
+byId("sort").onchange = event => go({sort: event.target.value, page: "1"});
+byId("size").onchange = event => go({size: event.target.value, page: "1"});
+byId("page").onchange = event => go({page: event.target.value});
+byId("previous").onclick = () => turn(-1);
+byId("next").onclick = () => turn(1);
+byId("close").onclick = () => go({image: ""});
+byId("large").onclose = () => state.image && go({image: ""});
+byId("large").onclick = event => event.target === byId("large") && go({image: ""});
 addEventListener("keydown", event => {
   const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (!step || event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select")) return;
-  if (find("large").open) find(step < 0 ? "before" : "after").click();
+  if (byId("large").open) byId(step < 0 ? "before" : "after").click();
   else turn(step);
 });
 addEventListener("hashchange", render);
