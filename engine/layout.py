@@ -42,7 +42,7 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ran
         wanted = config.annotation.boxes
         class_names = ["object"]
         parameters: dict[str, Any] = {"objects": wanted.objects}
-        method = wanted.finder
+        method: str = wanted.finder
 
         def work(images: Iterator[Tensor], rows: range, advance: Advance) -> Mapping[str, np.ndarray]:
             return as_arrays(find_boxes(patches, wanted, images, advance))
@@ -139,8 +139,8 @@ def _compare(parts: Sequence[Boxes | RunLengths], truth: Layout, config: Config)
     if isinstance(truth.objects, Boxes):
         found = boxes.concatenate([part for part in parts if isinstance(part, Boxes)])
         offsets = truth.objects.image_offsets
-        first = found.corners[found.image_offsets[:-1]]  # every image has one
-        report = {"CorLoc": boxes.corloc(first, np.split(truth.objects.corners, offsets[1:-1]))}
+        of_images = found.corners[found.image_offsets[:-1]]  # the first of each, which every image has
+        report = {"CorLoc": boxes.corloc(of_images, np.split(truth.objects.corners, offsets[1:-1]))}
         if config.annotation.boxes.objects > 1:
             report["precision"], report["recall"] = boxes.precision_and_recall(found, truth.objects)
         return report

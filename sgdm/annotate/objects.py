@@ -40,8 +40,8 @@ SMALLEST_SHARE = 0.02
 def find_objects(features: Tensor, method: Method = "lost", objects: int = 1) -> Tensor:
     """bool [B, objects, h, w]: the patches of up to so many objects an image, the first found first.
 
-    features: float32 or float64 [B, D, h, w], as an encoder's `patches` gives them. Every image has a first object; from the
-    first on that covers more than half of the patches left, or less than a fiftieth of all, it has no more.
+    features: float32 or float64 [B, D, h, w], as an encoder's `patches` gives them. Every image has a first object;
+    from the first on that covers more than half of the patches left, or less than a fiftieth of all, it has no more.
     """
     pairs = features[0, 0].numel() ** 2
     parts = features.split(max(1, PAIRS // pairs))

@@ -75,7 +75,7 @@ def test_boxes_beside_clusters(prepared: Config, capsys: pytest.CaptureFixture[s
     assert len(np.load(config.clusters_folder / "clusters.npy")) == 80
     manifest, objects = load_layout(config.layout_folder, check_beton(config.data.folder / "train.beton").digest)
     assert isinstance(objects, Boxes) and objects.corners.shape == (80, 4)
-    assert manifest.method == "LOST" and manifest.class_names == ["object"]
+    assert manifest.method == "lost" and manifest.class_names == ["object"]
     assert 0.4 < manifest.report["CorLoc"] <= 1
 
 
