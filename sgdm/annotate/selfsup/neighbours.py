@@ -31,7 +31,7 @@ class Neighbours(Learner):
         super().__init__()
         self.encoder = encoder
         self._sample = sample
-        self._steps_a_round = -(-steps // ROUNDS)
+        self._rounds = {round_ * steps // ROUNDS for round_ in range(1, ROUNDS)}  # steps that a new one begins with
         self._seed = seed
         self.targets: Tensor
         self.register_buffer("targets", torch.empty(len(sample), dimension, device=sample.device))
@@ -42,7 +42,7 @@ class Neighbours(Learner):
         return (1 - F.cosine_similarity(self.encoder(near_views(images, generator)), self.targets[rows])).mean()
 
     def after_step(self, step: int) -> None:
-        if (step + 1) % self._steps_a_round == 0:
+        if step + 1 in self._rounds:
             self.encoder.eval()
             self._find_targets(self.encoder)
             self.encoder.train()
