@@ -32,7 +32,8 @@ class Neighbours(Learner):
         super().__init__()
         self.encoder = encoder
         self._sample = sample
-        self._steps_a_round = -(-steps // self.rounds)
+        steps_a_round = -(-steps // self.rounds)
+        self._begins = range(steps_a_round, steps, steps_a_round)  # steps that a round after the first begins with
         self._seed = seed
         self.targets: Tensor
         self.register_buffer("targets", torch.empty(len(sample), dimension, device=sample.device))
@@ -43,7 +44,7 @@ class Neighbours(Learner):
         return (1 - F.cosine_similarity(self.encoder(near_views(images, generator)), self.targets[rows])).mean()
 
     def after_step(self, step: int) -> None:
-        if (step + 1) % self._steps_a_round == 0:
+        if step + 1 in self._begins:
             self.encoder.eval()
             self._find_targets(self.encoder)
             self.encoder.train()

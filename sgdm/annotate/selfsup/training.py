@@ -61,7 +61,7 @@ def train_encoder(
         loss_of,
         steps=steps,
         batch=batch,
-        learning_rate=learner.encoder.learning_rate,
+        learning_rate=learner.learning_rate,
         seed=seed,
         rounds=learner.rounds,
         after_step=learner.after_step,
