@@ -27,18 +27,14 @@ class Assignment:
     def restart(self) -> None:
         """Forgets what depends on where the centroids are, but for the ids."""
         self.cosine_sum = 0.0
-        self._rows = np.full((len(self.centroids), GALLERY), -1, np.int64)
+        # int64 [K, 8]: the images nearest to each centroid, the nearest first; -1 where a cluster has fewer.
+        self.nearest = np.full((len(self.centroids), GALLERY), -1, np.int64)
         self._cosines = np.full((len(self.centroids), GALLERY), -np.inf, np.float32)
 
     @property
     def sizes(self) -> np.ndarray:
         """int64 [K]: images in each cluster."""
         return np.bincount(self.ids, minlength=len(self.centroids))
-
-    @property
-    def nearest(self) -> np.ndarray:
-        """int64 [K, 8]: the images with the largest cosines, from the largest on; -1 where a cluster has fewer."""
-        return self._rows
 
     def take(self, rows: slice, ids: np.ndarray, cosines: np.ndarray) -> None:
         """Images `rows` belong to clusters `ids`, int64 [n]; float32 [n] are the cosines with these centroids."""
@@ -54,12 +50,12 @@ class Assignment:
         slot = np.repeat(np.arange(len(present)), counts)[kept], GALLERY + rank[kept]
         # Beside those of the blocks before, the best of this block.
         of_both = np.pad(self._cosines[present], ((0, 0), (0, GALLERY)), constant_values=-np.inf)
-        rows_of_both = np.pad(self._rows[present], ((0, 0), (0, GALLERY)), constant_values=-1)
+        rows_of_both = np.pad(self.nearest[present], ((0, 0), (0, GALLERY)), constant_values=-1)
         of_both[slot] = cosines[order][kept]
         rows_of_both[slot] = rows.start + order[kept]
         best = np.argsort(-of_both, axis=1, kind="stable")[:, :GALLERY]
         self._cosines[present] = np.take_along_axis(of_both, best, axis=1)
-        self._rows[present] = np.take_along_axis(rows_of_both, best, axis=1)
+        self.nearest[present] = np.take_along_axis(rows_of_both, best, axis=1)
 
 
 def assign(features: Features, assignments: Sequence[Assignment], advance: Advance = ignore) -> None:

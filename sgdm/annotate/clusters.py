@@ -35,7 +35,6 @@ MANY_CLUSTERS = 2000
 
 LAST_ITERATIONS = 3
 
-
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Better centroids, float32 [K, D] of unit length, from a sample [S, D] and centroids [K, D], such as by TEMI."""
 

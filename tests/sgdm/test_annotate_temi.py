@@ -59,7 +59,7 @@ def test_refined_clusters_are_nearer_to_the_groups() -> None:
     features, labels = mixture(3000, 20, spread=1.0)
     sample = unit_rows(features, slice(None))
     centroids = fit_centroids(sample, 20, seed=1, iterations=2)  # far from the best that k-means can do
-    refined = refine_centroids(sample, centroids, steps=800, seed=0, device=CPU)
+    refined = refine_centroids(sample, centroids, steps=500, seed=0, device=CPU)
     assert refined.shape == (20, 32) and refined.dtype == np.float32
     assert np.linalg.norm(refined, axis=1) == pytest.approx(np.ones(20), abs=1e-5)
     before, after = (
@@ -103,13 +103,13 @@ def test_clusters_of_refined_centroids_are_clusters() -> None:
         assert normalized_mutual_info_score(labels, clusters.ids) > 0.85
 
 
-@pytest.mark.parametrize("groups", [8, 25])
-def test_the_bound_is_of_the_order_of_the_groups(groups: int) -> None:
-    features, _ = mixture(2500, groups)
-    candidates = [groups // 2, groups, 2 * groups, 4 * groups, 10 * groups]
+def test_the_bound_is_of_the_order_of_the_groups() -> None:
+    groups = 12
+    features, _ = mixture(2000, groups)
+    candidates = [6, 12, 24, 48, 120]
     pairs: list[int] = []
-    suggestion = suggest_num_clusters(features, candidates, seed=0, device=CPU, steps=500, advance=pairs.append)
-    assert sum(pairs) == 5 * 500 * 512
+    suggestion = suggest_num_clusters(features, candidates, seed=0, device=CPU, steps=400, advance=pairs.append)
+    assert sum(pairs) == 5 * 400 * 512
     assert groups <= suggestion.num_clusters <= 2 * groups
     assert [use.num_clusters for use in suggestion.table] == candidates
     ratios = [use.ratio for use in suggestion.table]
@@ -122,9 +122,9 @@ def test_the_bound_is_of_the_order_of_the_groups(groups: int) -> None:
 
 def test_candidates_beyond_every_group_or_below() -> None:
     features, _ = mixture(1000, 4)
-    over = suggest_num_clusters(features, [200, 100], seed=0, device=CPU, steps=300)
+    over = suggest_num_clusters(features, [120, 100], seed=0, device=CPU, steps=200)
     assert over.num_clusters == 100 and "try fewer" in over.reason
-    under = suggest_num_clusters(features, [2, 3], seed=0, device=CPU, steps=300)
+    under = suggest_num_clusters(features, [2, 3], seed=0, device=CPU, steps=50)
     assert under.num_clusters == 3 and "the most that were tried" in under.reason
 
 
