@@ -25,14 +25,24 @@ def find_boxes(features: np.ndarray, find: Find, objects: int = 1) -> list[Box]:
         found, seed = find(rows[left], patches)
         mask = np.zeros(h * w, bool)
         mask[patches[found]] = True
-        parts, _ = ndimage.label(mask.reshape(h, w))  # over sides, not corners
-        part = parts.ravel() == parts.flat[patches[seed]]
-        if boxes and (part.sum() > left.sum() / 2 or part.sum() < 0.02 * h * w):
+        part = connected_part(mask.reshape(h, w), patches[seed])
+        if boxes and (4 * part.sum() > left.sum() or 25 * part.sum() < h * w):
             break
-        y, x = np.nonzero(part.reshape(h, w))
-        boxes.append([x.min() / w, y.min() / h, (x.max() + 1) / w, (y.max() + 1) / h])
-        left &= ~part
+        boxes.append(box_around(part))
+        left &= ~part.ravel()
     return boxes
+
+
+def connected_part(mask: np.ndarray, patch: int) -> np.ndarray:
+    """What of bool [h, w] hangs together with a patch of it, over sides and not corners."""
+    parts, _ = ndimage.label(mask)
+    return parts == parts.flat[patch]
+
+
+def box_around(mask: np.ndarray) -> Box:
+    h, w = mask.shape
+    y, x = np.nonzero(mask)
+    return [x.min() / w, y.min() / h, (x.max() + 1) / w, (y.max() + 1) / h]
 
 
 def lost(expansion: float, num_patches: int) -> Find:

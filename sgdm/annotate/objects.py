@@ -30,18 +30,18 @@ PAIRS = 2**22
 ROUNDS = 3
 """Rounds of _connected from one look at the device to the next: most objects are whole after so many."""
 
-LARGEST_SHARE = 0.5
-"""Of the patches that are left: a second object, or one after it, that takes more is the background."""
+LARGEST_PART = 4
+"""An object after the first has at most one in so many of the patches that are left: more is the background."""
 
-SMALLEST_SHARE = 0.02
-"""Of all patches: a second object, or one after it, that takes less is noise."""
+SMALLEST_PART = 25
+"""And at least one in so many of all patches: less is noise. Both were chosen by precision and recall on scenes."""
 
 
 def find_objects(features: Tensor, method: Method = "lost", objects: int = 1) -> Tensor:
     """bool [B, objects, h, w]: the patches of up to so many objects an image, the first found first.
 
-    features: float32 or float64 [B, D, h, w], as an encoder's `patches` gives them. Every image has a first object;
-    from the first on that covers more than half of the patches left, or less than a fiftieth of all, it has no more.
+    features: float32 or float64 [B, D, h, w], as an encoder's `patches` gives them. Every image has a first object.
+    It has no more from the first on that has more than a quarter of the patches left, or less than 1/25 of all.
     """
     pairs = features[0, 0].numel() ** 2
     parts = features.split(max(1, PAIRS // pairs))
@@ -59,7 +59,7 @@ def _find(features: Tensor, finder: Callable[[Tensor], Finder], objects: int) ->
         mask = _connected(found.view(B, h, w), start.view(B, h, w)).flatten(1)
         if number > 0:
             size = mask.sum(dim=1, keepdim=True)
-            is_object = (size <= LARGEST_SHARE * left.sum(dim=1, keepdim=True)) & (size >= SMALLEST_SHARE * h * w)
+            is_object = (LARGEST_PART * size <= left.sum(dim=1, keepdim=True)) & (SMALLEST_PART * size >= h * w)
             mask, left = mask & is_object, left & is_object
         masks.append(mask)
         left = left & ~mask
