@@ -86,7 +86,7 @@ class Stego:
         self.encoder = encoder
         self.network = network.eval().requires_grad_(False)
         self.num_segments = len(network.probe.centroids)
-        self.digest = hashlib.sha256(f"{encoder.digest}\n".encode() + save(_tensors(network))).hexdigest()
+        self.digest = hashlib.sha256(_origin(encoder).encode() + save(_tensors(network))).hexdigest()
 
     def label_pixels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """int64 [B, *size]: the class of each pixel of uint8 images [B, 3, H, W]."""
@@ -124,8 +124,9 @@ def train_stego(
     """Trains STEGO on `images` (uint8 [N, 3, H, W], H and W any), of which `images_budget` are seen in all.
 
     Without `shifts`, those are measured that let these `shares` of the pairs of places attract: fewer make segments
-    smaller and more alike in size. `embed` gives features of whole images, uint8 [B, 3, H, W] -> [B, D], to find
-    neighbours by: where there is none, the means of their patches do it, which an encoder that whitens has not.
+    smaller and more alike in size. `embed` gives features of whole images, uint8 [B, 3, H, W] -> [B, E], to find
+    neighbours by, as an Encoder does. Without it they are the means of the patches, as in the paper; ConvNetPatches
+    takes these out of each image, so give it.
 
     Each image is encoded once, and as many features as CACHE holds are kept in half precision on the encoder's device:
     budgets are many times the number of images, and a step would else encode two images for each that it sees. Other
@@ -150,14 +151,13 @@ def train_stego(
         places = 2 * torch.rand(2, size, POINTS, 2, generator=generator, device=device) - 1
         return features[torch.cat([rows, near[rows, chosen]])].float(), (places[0], places[1])
 
-    if shifts is None:
-        shifts = measured_shifts(sample_pairs(*draw(min(MEASURED, count), step_generator(seed, -1, device))), shares)
+    measured = draw(min(MEASURED, count), step_generator(seed, -1, device))
+    thresholds = shifts or measured_shifts(sample_pairs(*measured), shares)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         maps, places = draw(batch, generator)
         codes = network.head(drop_channels(maps, generator))
-        assert shifts is not None
-        distilled = distillation_loss(sample_pairs(maps, places), sample_pairs(codes, places), shifts, weights)
+        distilled = distillation_loss(sample_pairs(maps, places), sample_pairs(codes, places), thresholds, weights)
         return distilled - network.probe(codes.detach()).amax(dim=1).mean()
 
     fit(
