@@ -16,6 +16,7 @@ const DEFAULTS = {
 const positionOf = new Map(DATA.rows.map((row, position) => [row, position]));
 const members = CLUSTERS ? CLUSTERS.sizes.map(() => []) : [];
 if (CLUSTERS) CLUSTERS.of.forEach((cluster, position) => members[cluster].push(position));
+const LARGEST = CLUSTERS ? CLUSTERS.sizes.reduce((a, b) => Math.max(a, b)) : 0;
 
 // What is asked for
 
@@ -42,7 +43,8 @@ function parseSearch(text) {
       wanted[range[1] ? "images" : "clusters"].push([Math.min(...ends), Math.max(...ends)]);
       continue;
     }
-    const named = (LABELS?.names ?? []).flatMap((name, label) => name.toLowerCase().includes(term.toLowerCase()) ? [label] : []);
+    const names = LABELS ? LABELS.names : [], part = term.toLowerCase();
+    const named = [...names.keys()].filter(label => names[label].toLowerCase().includes(part));
     named.forEach(label => wanted.labels.add(label));
     if (!named.length) wanted.unknown.push(term);
   }
@@ -90,8 +92,9 @@ function sheet(file) {
 }
 
 async function draw(canvas, position, layers, opacity, names = false) {
-  const number = String(Math.floor(position / DATA.tiles)).padStart(3, "0"), place = position % DATA.tiles, side = DATA.side;
-  const tile = [place % DATA.columns * side, Math.floor(place / DATA.columns) * side, side, side];
+  const {side, columns, tiles} = DATA, place = position % tiles;
+  const number = String(Math.floor(position / tiles)).padStart(3, "0");
+  const tile = [place % columns * side, Math.floor(place / columns) * side, side, side];
   const segments = layers.filter(layer => !layer.boxes).map(layer => `${layer.key}-${number}.png`);
   const pictures = await Promise.all([`images-${number}.jpg`, ...segments].map(sheet));
   const context = canvas.getContext("2d");
@@ -103,26 +106,28 @@ async function draw(canvas, position, layers, opacity, names = false) {
   context.globalAlpha = 1;
   for (const layer of layers) {
     for (const [label, ...corners] of layer.boxes?.[position] ?? []) {
-      drawBox(context, corners, DATA.colours[label], layer.truth, names && layer.classes.length > 1 ? layer.classes[label] : "");
+      const name = names && layer.classes.length > 1 ? layer.classes[label] : "";
+      drawBox(context, corners, DATA.colours[label], layer.truth, name);
     }
   }
 }
 
 function drawBox(context, corners, colour, dashed, name) {
-  const size = context.canvas.width, line = size / 90, text = size / 28;
+  const size = context.canvas.width, line = size / 80, text = size / 28;
   const [left, top, right, bottom] = corners.map(corner => Math.min(Math.max(corner * size, line), size - line));
   context.setLineDash(dashed ? [5 * line, 3 * line] : []);
-  for (const [style, width] of [["rgb(0 0 0 / 0.65)", 1.9 * line], [colour, line]]) {
+  for (const [style, width] of [[dashed ? "rgb(0 0 0 / 0.7)" : "rgb(255 255 255 / 0.9)", 2.2 * line], [colour, line]]) {
     Object.assign(context, {strokeStyle: style, lineWidth: width});
     context.strokeRect(left, top, right - left, bottom - top);
   }
   if (!name) return;
   context.font = `600 ${text}px system-ui, sans-serif`;
-  const width = context.measureText(name).width + text, edge = Math.max(0, Math.min(left, size - width)), low = Math.max(top, 1.5 * text);
+  const width = context.measureText(name).width + text, height = 1.5 * text;
+  const x = Math.max(0, Math.min(left, size - width)), y = Math.max(0, top - height);
   context.fillStyle = "rgb(0 0 0 / 0.75)";
-  context.fillRect(edge, low - 1.5 * text, width, 1.5 * text);
+  context.fillRect(x, y, width, height);
   context.fillStyle = "white";
-  context.fillText(name, edge + text / 2, low - 0.42 * text);
+  context.fillText(name, x + text / 2, y + 1.08 * text);
 }
 
 function canvas(position, width, layers, opacity, names) {
@@ -133,11 +138,16 @@ function canvas(position, width, layers, opacity, names) {
 }
 
 function picture(position, state) {
-  const row = DATA.rows[position], layers = LAYERS.filter(layer => state.layers.split(",").includes(layer.key));
+  const row = DATA.rows[position], shown = state.layers.split(",");
   const cluster = CLUSTERS ? `cluster ${CLUSTERS.of[position]}` : "", label = LABELS?.names[LABELS.of[position]];
-  const made = element("button", {
-    className: "picture", title: [`#${row}`, cluster, label && `label ${label}`].filter(Boolean).join(", "), onclick: () => go({image: String(row)}),
-  }, canvas(position, 128, layers, state.opacity), element("span", {}, element("span", {textContent: `#${row}`}), element("span", {textContent: cluster})));
+  const made = element("button",
+    {
+      className: "picture",
+      title: [`#${row}`, cluster, label && `label ${label}`].filter(Boolean).join(", "),
+      onclick: () => go({image: String(row)}),
+    },
+    canvas(position, 128, LAYERS.filter(layer => shown.includes(layer.key)), state.opacity),
+    element("span", {}, element("span", {}, `#${row}`), element("span", {}, cluster)));
   made.dataset.row = row;
   return made;
 }
@@ -168,13 +178,15 @@ function say(text) {
 
 function clusterCard(cluster, state) {
   const size = CLUSTERS.sizes[cluster], commonest = CLUSTERS.commonest?.[cluster];
+  const all = () => go({view: "images", find: String(cluster), sort: "", page: "1"});
   const told = element("div", {},
-    element("h3", {}, element("button", {textContent: cluster, title: "Its images", onclick: () => go({view: "images", find: String(cluster), sort: "", page: "1"})})),
-    element("i", {style: `width: ${100 * size / Math.max(...CLUSTERS.sizes)}%`}),
-    element("p", {textContent: `${said(size)} images`}), element("p", {textContent: `${percent(size / DATA.count)} of all`}));
-  if (commonest) told.append(element("p", {textContent: `${percent(commonest[1])} label\u00a0${LABELS.names[commonest[0]]}`}));
-  const card = element("section", {className: "cluster"}, told,
-    element("div", {className: "pictures"}, ...gallery(cluster, GALLERY).map(position => picture(position, state))));
+    element("h3", {}, element("button", {title: "Its images", onclick: all}, cluster)),
+    element("i", {style: `width: ${100 * size / LARGEST}%`}),
+    element("p", {}, `${said(size)} images`),
+    element("p", {}, `${percent(size / DATA.count)} of all`));
+  if (commonest) told.append(element("p", {}, `label ${LABELS.names[commonest[0]]}, ${percent(commonest[1])}`));
+  const pictures = gallery(cluster, GALLERY).map(position => picture(position, state));
+  const card = element("section", {className: "cluster"}, told, element("div", {className: "pictures"}, ...pictures));
   card.dataset.cluster = cluster;
   return card;
 }
@@ -186,39 +198,49 @@ function gallery(cluster, count) {
 }
 
 function showList() {
-  const clusters = state.view === "clusters", wanted = parseSearch(state.find);
-  const found = clusters ? findClusters(state) : findImages(state), all = clusters ? CLUSTERS.sizes.length : DATA.rows.length;
+  const clusters = state.view === "clusters";
+  const found = clusters ? findClusters(state) : findImages(state);
   listed = clusters ? [] : found;
-  const {page, pages, items} = turnTo(found, state.page, clusters ? state.size / GALLERY : Number(state.size));
+  const {page, pages, items} = turnTo(found, state.page, clusters ? state.size / GALLERY : state.size);
   state.page = String(page);
-  const list = element("div", {className: clusters ? "" : "pictures"}, ...items.map(item => clusters ? clusterCard(item, state) : picture(item, state)));
-  byId("list").replaceChildren(list);
-
-  const sentences = [state.find.trim() ? `${said(found.length)} of ${said(all)} ${state.view} match.` : `${said(all)} ${state.view}.`];
-  if (clusters) sentences.push(CLUSTERS.galleries.length ? "Beside each, the images nearest to its centroid." : "Beside each, some of its images.");
-  if (wanted.unknown.length) sentences.push(`Not a cluster, image or label: ${wanted.unknown.join(", ")}.`);
-  if (wanted.images.length && DATA.rows.length < DATA.count) sentences.push(`Only ${said(DATA.rows.length)} of ${said(DATA.count)} images are on this page.`);
-  say(sentences.join(" "));
-
+  const shown = items.map(item => clusters ? clusterCard(item, state) : picture(item, state));
+  byId("list").replaceChildren(element("div", {className: clusters ? "" : "pictures"}, ...shown));
+  say(summary(found.length));
   Object.assign(byId("page"), {value: page, max: pages});
   byId("pages").textContent = `of ${said(pages)}`;
   byId("previous").disabled = page === 1;
   byId("next").disabled = page === pages;
 }
 
+function summary(found) {
+  const clusters = state.view === "clusters", all = said(clusters ? CLUSTERS.sizes.length : DATA.rows.length);
+  const {images, unknown} = parseSearch(state.find), share = DATA.rows.length / DATA.count;
+  const told = [state.find.trim() ? `${said(found)} of ${all} ${state.view} match.` : `${all} ${state.view}.`];
+  if (clusters) told.push(`Beside each, ${CLUSTERS.galleries.length ? "the images nearest to its centroid" : "images"}.`);
+  if (unknown.length) told.push(`Not a cluster, image or label: ${unknown.join(", ")}.`);
+  if (images.length && share < 1) told.push(`This page has ${percent(share)} of all images.`);
+  return told.join(" ");
+}
+
 function showControls() {
-  document.querySelectorAll("[data-view]").forEach(tab => tab.setAttribute("aria-selected", tab.dataset.view === state.view));
+  for (const tab of document.querySelectorAll("[data-view]")) {
+    tab.setAttribute("aria-selected", tab.dataset.view === state.view);
+  }
   if (byId("find").value !== state.find) byId("find").value = state.find;
-  byId("sort").replaceChildren(...Object.entries(SORTS[state.view]).map(([value, text]) => element("option", {value, text})));
-  byId("sort").selectedIndex = Math.max(0, Object.keys(SORTS[state.view]).indexOf(state.sort));
+  const sorts = Object.entries(SORTS[state.view]).map(([value, text]) => element("option", {value, text}));
+  byId("sort").replaceChildren(...sorts);
+  byId("sort").selectedIndex = Math.max(0, sorts.findIndex(option => option.value === state.sort));
   byId("size").value = state.size;
   byId("opacity").value = state.opacity;
-  byId("opaque").hidden = LAYERS.every(layer => layer.boxes);
   const shown = state.layers.split(",");
-  document.querySelectorAll("#switches [type=checkbox]").forEach(box => { box.checked = shown.includes(box.value); });
-  byId("legends").replaceChildren(...LAYERS.filter(layer => shown.includes(layer.key)).map(layer =>
-    element("div", {className: "legend"}, element("b", {textContent: title(layer)}), ...layer.classes.map((name, label) =>
-      element("span", {}, element("i", {style: `background: ${DATA.colours[label]}`}), name)))));
+  for (const box of document.querySelectorAll("#switches [type=checkbox]")) box.checked = shown.includes(box.value);
+  byId("legends").replaceChildren(...LAYERS.filter(layer => shown.includes(layer.key)).map(legend));
+}
+
+function legend(layer) {
+  const classes = layer.classes.map((name, label) =>
+    element("span", {}, element("i", {style: `background: ${DATA.colours[label]}`}), name));
+  return element("div", {className: "legend"}, element("b", {}, title(layer)), ...classes);
 }
 
 const title = layer => layer.truth ? `True ${layer.kind}, not used` : layer.kind[0].toUpperCase() + layer.kind.slice(1);
@@ -237,14 +259,18 @@ function showLarge() {
   if (CLUSTERS) told.push(`cluster ${cluster}, ${said(CLUSTERS.sizes[cluster])} images`);
   if (label) told.push(`label ${label} (for comparison only)`);
   byId("about").textContent = told.join(" · ");
-  const panels = [["Image", []], ["Found", LAYERS.filter(layer => !layer.truth)], ["Truth, not used", LAYERS.filter(layer => layer.truth)]];
-  byId("panels").replaceChildren(...panels.filter(([, layers], first) => layers.length || !first).map(([caption, layers]) =>
-    element("figure", {}, canvas(position, 480, layers, state.opacity, true), element("figcaption", {textContent: caption}))));
+  const panels = {
+    Image: [], Found: LAYERS.filter(layer => !layer.truth), "Truth, not used": LAYERS.filter(layer => layer.truth),
+  };
+  byId("panels").replaceChildren(...Object.entries(panels).flatMap(([caption, layers]) =>
+    layers.length || caption === "Image"
+      ? [element("figure", {}, canvas(position, 480, layers, state.opacity, true), element("figcaption", {}, caption))]
+      : []));
   byId("neighbours").replaceChildren();
   if (CLUSTERS) {
     const others = gallery(cluster, 2 * GALLERY + 1).filter(other => other !== position).slice(0, 2 * GALLERY);
     byId("neighbours").append(
-      element("h3", {textContent: CLUSTERS.galleries.length ? `Cluster ${cluster}, the nearest to its centroid first` : `Others of cluster ${cluster}`}),
+      element("h3", {}, `Cluster ${cluster}${CLUSTERS.galleries.length ? ", the nearest to its centroid first" : ""}`),
       element("div", {className: "pictures", style: "--picture: 92px"}, ...others.map(other => picture(other, state))));
   }
   if (!large.open) large.showModal();
@@ -262,9 +288,17 @@ function render() {
 const turn = step => byId(step < 0 ? "previous" : "next").disabled || go({page: String(Number(state.page) + step)});
 
 byId("list").style.setProperty("--picture", `${DATA.side * Math.max(1, Math.round(116 / DATA.side))}px`);
-byId("switches").prepend(...LAYERS.map(layer => element("label", {}, element("input", {type: "checkbox", value: layer.key}), title(layer))));
-byId("switches").onchange = () => go({layers: [...document.querySelectorAll("#switches :checked")].map(box => box.value).join(",")}, true);
-document.querySelectorAll("[data-view]").forEach(tab => { tab.onclick = () => go({view: tab.dataset.view, sort: "", page: "1"}); });
+byId("switches").prepend(...LAYERS.map(layer =>
+  element("label", {}, element("input", {type: "checkbox", value: layer.key}), title(layer))));
+byId("switches").hidden = !LAYERS.length;
+byId("opaque").hidden = LAYERS.every(layer => layer.boxes);
+byId("switches").onchange = () => {
+  const on = [...document.querySelectorAll("#switches :checked")].map(box => box.value);
+  go({layers: on.join(",")}, true);
+};
+for (const tab of document.querySelectorAll("[data-view]")) {
+  tab.onclick = () => go({view: tab.dataset.view, sort: "", page: "1"});
+}
 byId("find").oninput = event => go({find: event.target.value, page: "1"}, true);
 byId("opacity").oninput = event => go({opacity: event.target.value}, true);
 byId("sort").onchange = event => go({sort: event.target.value, page: "1"});

@@ -39,7 +39,7 @@ from sgdm.raster import rasterize_labels
 MOST_IMAGES = 10_000
 """A page shows at most so many, or one a cluster."""
 SHEET_SIDE = 1024
-"""Pixels: a sheet is some 100 kB, and never as large as a browser's limits."""
+"""Pixels: a sheet is some hundred kilobytes."""
 LARGEST_TILE = 128
 """Pixels; larger images are reduced to it."""
 QUALITY = 92
@@ -128,14 +128,16 @@ def write_page(config: Config, annotation: Annotation, folder: Path) -> int:
     values = page_data(annotation, layers, rows, loader.labels) | {"side": side, "columns": columns, "tiles": tiles}
     (folder / "data.js").write_text(f"const DATA = {json.dumps(values, separators=(',', ':'))};\n", encoding="utf-8")
     shutil.copy(Path(__file__).with_suffix(".js"), folder)
+    has_labels = values["labels"] is not None
+    compared = {"labels": has_labels and not is_of_labels(annotation), "truth": bool(annotation.truth)}
     page = render(
         "inspection_template.html",
         run=config.run.resolve().name,
-        config=config,
         annotation=annotation,
         shown=len(rows),
         figures=figures(annotation),
-        labelled=values["labels"] is not None,
+        has_labels=has_labels,
+        compared=[name for name, shown in compared.items() if shown],
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
     return len(rows)
@@ -244,12 +246,18 @@ def _save_labels(path: Path, labels: NDArray[np.uint8]) -> None:
 
 
 def figures(annotation: Annotation) -> list[tuple[str, float, str]]:
-    """Name and value of what was compared with labels or truth, and with which of them."""
+    """Name and value of what was compared with labels or truth, and what is to be said of that."""
     found = []
     if annotation.clusters is not None:
         report = annotation.clusters.manifest.report
-        found += [(name, report[key], "labels") for key, name in CLUSTER_FIGURES.items() if is_number(report.get(key))]
+        note = "against the labels it is made of" if is_of_labels(annotation) else "against labels that were not used"
+        found += [(name, report[key], note) for key, name in CLUSTER_FIGURES.items() if is_number(report.get(key))]
     if annotation.found is not None:
-        report = annotation.found.manifest.report
-        found += [(name, value, "truth") for name, value in report.items() if is_number(value)]
+        report, note = annotation.found.manifest.report, "against truth that was not used"
+        found += [(name, value, note) for name, value in report.items() if is_number(value)]
     return found
+
+
+def is_of_labels(annotation: Annotation) -> bool:
+    """Whether the clusters are a control that knows the labels."""
+    return annotation.clusters is not None and annotation.clusters.manifest.method in ("labels", "split-labels")

@@ -185,7 +185,14 @@ def test_controls_have_no_galleries(prepared: Config) -> None:
     annotate.run(config)
     folder, data = inspect(config)
     assert data["clusters"]["galleries"] == [] and data["clusters"]["sizes"] == [12] * 5
-    assert "of the control random" in " ".join((folder / "index.html").read_text().split())
+    text = " ".join((folder / "index.html").read_text().split())
+    assert "of the control random" in text and "against labels that were not used" in text
+    config = with_annotation(prepared, num_clusters=3, clusters="labels")
+    annotate.run(config)
+    folder, _ = inspect(config)
+    text = (folder / "index.html").read_text()
+    assert "against the labels it is made of" in text and "not used" not in text
+    assert "never looked at to annotate: truth." in text
 
 
 def test_the_page_loads_only_what_lies_beside_it(prepared: Config) -> None:
