@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from sgdm.annotate.fit import fit, step_generator
 from sgdm.annotate.patches import PatchEncoder
-from sgdm.annotate.selfsup import LARGEST_SAMPLE, Images
+from sgdm.annotate.selfsup import Images
+from sgdm.annotate.selfsup.sample import LARGEST_SAMPLE
 from sgdm.annotate.spectral import nearest_neighbours
 from sgdm.annotate.stego_loss import OfPairs, Pair, distillation_loss, measured_shifts, sample_pairs, unit
 from sgdm.files import atomic_write
