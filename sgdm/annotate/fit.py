@@ -44,7 +44,7 @@ def fit(
     advance: Advance = ignore,
 ) -> None:
     """Trains the parameters of `module` that require a gradient, by AdamW under a warm-up and a half cosine,
-    once or, with `rounds`, as many times over equal parts of the steps.
+    anew in each of `rounds` equal parts of the steps.
 
     `batch` images a step are told to `advance`. `learning_rates` gives submodules, by their names, a rate of their
     own. `after_step` runs without gradients after each step, such as the averaging of a teacher, which belongs to the
@@ -61,6 +61,8 @@ def fit(
         advance(first * batch)
     module.train()
     for step in range(first, steps):
+        if step % steps_a_round == 0:
+            optimizer.state.clear()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step % steps_a_round, steps_a_round)
         loss = loss_of(step, step_generator(seed, step, device))

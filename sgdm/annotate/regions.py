@@ -19,6 +19,7 @@ from sgdm.annotate.objects import Method, find_objects
 from sgdm.annotate.patches import PatchEncoder
 
 OBJECTS = 3  # at most, of an image
+UNLIKELY = 1e-3  # probability of a class of which no region around a pixel is
 
 
 def cut_into_regions(features: Tensor, method: Method) -> Tensor:
@@ -45,15 +46,23 @@ def sample_regions(where: PatchEncoder, what: PatchEncoder, images: Iterable[Ten
     return np.concatenate(samples)
 
 
-def label_pixels_by_regions(features: Tensor, masks: Tensor, centroids: Tensor, size: tuple[int, int]) -> Tensor:
-    """int64 [B, *size]: the class of each pixel of images with features [B, D, h, w] and regions bool [B, R, h, w].
+class RegionClasses:
+    """Classes of regions. A region's is that of the centroid with the largest cosine to its feature; a pixel is of the
+    regions that the patches around it are of, bilinearly, so that borders are smooth."""
 
-    A region's class is that of the centroid [K, D] with the largest cosine to its feature. A pixel is of the region
-    that most of the patches around it are of, bilinearly, so that borders are smooth.
-    """
-    products = torch.einsum("brd,kd->brk", mean_features(features, masks), centroids)
-    regions = F.interpolate(masks.to(features.dtype), size, mode="bilinear").argmax(dim=1)
-    return products.argmax(dim=2).gather(1, regions.flatten(1)).view_as(regions)
+    def __init__(self, where: PatchEncoder, what: PatchEncoder, method: Method, centroids: Tensor) -> None:
+        """`where` and `what` as of sample_regions; centroids: float32 [K, D], of unit length, on their device."""
+        self._where, self._what, self._method = where, what, method
+        self._centroids = centroids
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """float32 [B, K, *size]: logarithms of the probabilities of classes, of uint8 images [B, 3, H, W]."""
+        masks = cut_into_regions(self._where(images), self._method)
+        products = torch.einsum("brd,kd->brk", mean_features(self._what(images), masks), self._centroids)
+        classes = F.one_hot(products.argmax(dim=2), len(self._centroids)).float()
+        members = F.interpolate(masks.float(), size, mode="bilinear")
+        return torch.einsum("brhw,brk->bkhw", members, classes).clamp_min(UNLIKELY).log()
 
 
 def mean_features(features: Tensor, masks: Tensor) -> Tensor:

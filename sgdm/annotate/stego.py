@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sgdm.annotate.fit import fit, step_generator
 from sgdm.annotate.patches import PatchEncoder
+from sgdm.annotate.segments import SHARPNESS
 from sgdm.annotate.selfsup import Images
 from sgdm.annotate.selfsup.sample import LARGEST_SAMPLE
 from sgdm.annotate.spectral import nearest_neighbours
@@ -42,7 +43,6 @@ SHARES = OfPairs(same=0.75, neighbour=0.7, random=0.6)
 """Of pairs of places that attract: about as many as show the same where a background covers most of each image."""
 
 MEASURED = 256  # images whose pairs tell the shifts
-SHARPNESS = 2.0  # of the softmax over cosines, as STEGO gives it to the CRF
 CACHE = 2 << 30  # bytes of features that training keeps
 ENCODING_BATCH = 64
 COLLAPSED = 0.995  # share of all patches in one class

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgdm.annotate.objects import Method
-from sgdm.annotate.regions import cut_into_regions, label_pixels_by_regions, mean_features, sample_regions
+from sgdm.annotate.regions import RegionClasses, cut_into_regions, mean_features, sample_regions
 from sgdm.annotate.segments import fit_segments, segment_agreement
 
 SIDE = 16
@@ -47,7 +47,8 @@ def test_things_of_parts_are_found_whole(method: Method) -> None:
     where, what = Colours(relative=True), Colours(relative=False)
     sample = sample_regions(where, what, images.split(16), method)
     centroids = torch.from_numpy(fit_segments(sample, 3, seed=0))
-    found = label_pixels_by_regions(what(images), cut_into_regions(where(images), method), centroids, labels.shape[1:])
+    scores = RegionClasses(where, what, method, centroids).scores(images, labels.shape[1:])
+    found = scores.argmax(dim=1)
     confusion = np.array([[((found.numpy() == k) & (labels == c)).sum() for c in range(3)] for k in range(3)])
     mean_iou, accuracy = segment_agreement(confusion)
     assert mean_iou > 0.95 and accuracy > 0.97
