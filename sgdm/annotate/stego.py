@@ -72,7 +72,7 @@ class ClusterProbe(nn.Module):
 
 
 class StegoNetwork(nn.Module):
-    """Head and probe, which learn together, and nothing of each other."""
+    """Head and probe. They learn together, the probe from the codes of the head, the head nothing of the probe."""
 
     def __init__(self, dimension: int, num_segments: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Stego:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """float32 [B, K, *size]: logarithms of the probabilities of classes, from the cosines of codes with them.
+        """float32 [B, K, *size] on the encoder's device: log-probabilities of classes, by cosines of codes with them.
 
         A code is the mean of those of an image and of the mirrored image, bilinearly between the patches around it.
         """
@@ -141,7 +141,7 @@ def train_stego(
     device, count = features.device, len(features)
     near = torch.from_numpy(nearest_neighbours(embeddings, neighbours)).to(device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # made on the CPU: the generators of devices stay as they are
         network = StegoNetwork(features.shape[1], num_segments).to(device)
     batch = min(BATCH, count)
 
