@@ -346,3 +346,7 @@ def test_paging_and_search(prepared: Config, tmp_path: Path) -> None:
         "Image #5" in large["large"] and f"cluster {clusters[5]}," in large["large"] and "label blue" in large["large"]
     )
     assert not first["large"]
+
+
+def test_no_two_classes_share_a_colour() -> None:
+    assert len(np.unique(class_colours(), axis=0)) == 256
