@@ -265,7 +265,7 @@ def test_the_action_of_a_program(
         console.split_action("annotate", [*arguments, "--other"])
     with pytest.raises(SystemExit):
         console.parse("annotate", ["--help"])
-    assert re.search(r"--inspect +draw it over its images", capsys.readouterr().out)
+    assert re.search(r"--inspect +what it found, drawn over the images", capsys.readouterr().out)
 
 
 VISIT = """<script>
