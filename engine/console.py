@@ -42,7 +42,7 @@ class Action(NamedTuple):
 
 
 ACTIONS = {
-    "--inspect": Action("annotate", "engine.inspection", "what it found, drawn over the images: a page in the run folder"),
+    "--inspect": Action("annotate", "engine.inspection", "what it found, drawn over the images: a page in RUN/inspect"),
 }
 
 USAGE = """[recipe | --config FILE] [--field value ...]
