@@ -43,7 +43,7 @@ class Action(NamedTuple):
 
 ACTIONS = {
     "--suggest": Action("annotate", "engine.suggestion", "how many clusters its images have room for, and why"),
-    "--inspect": Action("annotate", "engine.inspection", "draw it over its images, into a page in the run folder"),
+    "--inspect": Action("annotate", "engine.inspection", "what it found, drawn over the images: a page in RUN/inspect"),
 }
 
 USAGE = """[recipe | --config FILE] [--field value ...]

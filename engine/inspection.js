@@ -216,7 +216,7 @@ function summary(found) {
   const clusters = state.view === "clusters", all = said(clusters ? CLUSTERS.sizes.length : DATA.rows.length);
   const {images, unknown} = parseSearch(state.find), share = DATA.rows.length / DATA.count;
   const told = [state.find.trim() ? `${said(found)} of ${all} ${state.view} match.` : `${all} ${state.view}.`];
-  if (clusters) told.push(`Beside each, ${CLUSTERS.galleries.length ? "the images nearest to its centroid" : "images"}.`);
+  if (clusters && CLUSTERS.galleries.length) told.push("Beside each, the images nearest to its centroid.");
   if (unknown.length) told.push(`Not a cluster, image or label: ${unknown.join(", ")}.`);
   if (images.length && share < 1) told.push(`This page has ${percent(share)} of all images.`);
   return told.join(" ");

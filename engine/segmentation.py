@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine import telemetry
-from engine.config import Config
+from engine.config import Config, to_plain
 from engine.distributed import Ranks
 from sgdm.annotate import regions, segments
 from sgdm.annotate.features import Encoder
@@ -19,6 +20,7 @@ from sgdm.annotate.patches import PatchEncoder, patch_encoder
 from sgdm.annotate.segments import Segmenter
 from sgdm.annotate.selfsup.sample import LARGEST_SAMPLE
 from sgdm.annotate.stego import load_stego, save_stego, train_stego
+from sgdm.annotate.stego_loss import OfPairs
 from sgdm.data.loader import Loader
 from sgdm.files import fingerprint, save_array, sha256_file
 from sgdm.progress import Advance
@@ -32,11 +34,13 @@ class Found(NamedTuple):
 
 
 def make_segmenter(config: Config, loader: Loader, encoder: Encoder, patches: PatchEncoder, ranks: Ranks) -> Found:
-    """The segmenter of annotation.segments, over the frozen `patches` of `encoder`. It lies in the layout folder, named
-    by the images and the features that it was made of; STEGO's training goes on where a kill has left it."""
+    """The segmenter of annotation.segments, over the frozen `patches` of `encoder`, in a file that is named by all that
+    decides it. STEGO's training goes on where a kill has left it."""
     wanted, finder = config.annotation.segments, config.annotation.segments.finder
-    origin = fingerprint(loader.manifest.digest, patches.digest, patches.name)[:8]
-    path = config.layout_folder / f"{finder}-{origin}{'.safetensors' if finder == 'stego' else '.npy'}"
+    decisive = to_plain(dataclasses.replace(wanted, crf=False)), config.annotation.iterations, config.seed
+    origin = fingerprint(loader.manifest.digest, patches.digest, patches.name, *decisive)[:8]
+    file = f"{finder}-{wanted.num_segments}-{origin}{'.safetensors' if finder == 'stego' else '.npy'}"
+    path = config.data.folder / "annotations" / file
     where = patch_encoder(encoder, "boxes") if finder == "normalised-cut" else patches
     if ranks.first and not path.is_file():
         if finder == "stego":
@@ -50,11 +54,13 @@ def make_segmenter(config: Config, loader: Loader, encoder: Encoder, patches: Pa
     ranks.wait()
     digest = sha256_file(path)
     if finder == "stego":
-        return Found(load_stego(path, patches, loader.device), digest, {"images_budget": wanted.images})
-    centroids = torch.from_numpy(np.load(path, allow_pickle=False)).to(loader.device)
+        return Found(
+            load_stego(path, patches, loader.device), digest, {"images": wanted.images, "shifts": wanted.shifts}
+        )
+    classes = torch.from_numpy(np.load(path, allow_pickle=False)).to(loader.device)
     if finder == "k-means":
-        return Found(segments.PatchClasses(patches, centroids), digest, {"sampled_patches": segments.SAMPLE})
-    segmenter = regions.RegionClasses(where, patches, finder, centroids)
+        return Found(segments.PatchClasses(patches, classes), digest, {"sampled_patches": segments.SAMPLE})
+    segmenter = regions.RegionClasses(where, patches, finder, classes)
     return Found(segmenter, digest, {"objects": regions.OBJECTS, "cut in": where.name})
 
 
@@ -78,6 +84,7 @@ def _train(config: Config, loader: Loader, encoder: Encoder, patches: PatchEncod
             num_segments=wanted.num_segments,
             seed=config.seed,
             images_budget=wanted.images,
+            shifts=None if wanted.shifts is None else OfPairs(*wanted.shifts),
             embed=encoder,
             checkpoint=checkpoint,
             advance=advance,

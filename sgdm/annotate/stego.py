@@ -36,9 +36,6 @@ NEIGHBOURS = 7
 LEARNING_RATE = 5e-4
 PROBE_LEARNING_RATE = 5e-3
 WEIGHTS = OfPairs(same=0.67, neighbour=0.25, random=0.63)
-DINO_SHIFTS = OfPairs(same=0.18, neighbour=0.12, random=0.46)
-"""Published with the weights for the tokens of DINO's ViT-S/8 on photographs; other features are alike otherwise."""
-
 SHARES = OfPairs(same=0.75, neighbour=0.7, random=0.6)
 """Of pairs of places that attract: about as many as show the same where a background covers most of each image."""
 
@@ -88,10 +85,6 @@ class Stego:
         self.network = network.eval().requires_grad_(False)
         self.num_segments = len(network.probe.centroids)
         self.digest = hashlib.sha256(_origin(encoder).encode() + save(_tensors(network))).hexdigest()
-
-    def label_pixels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """int64 [B, *size]: the class of each pixel of uint8 images [B, 3, H, W]."""
-        return self.scores(images, size).argmax(dim=1)
 
     @torch.inference_mode()
     def scores(self, images: Tensor, size: tuple[int, int]) -> Tensor:

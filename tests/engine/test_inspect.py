@@ -265,7 +265,7 @@ def test_the_action_of_a_program(
         console.split_action("annotate", [*arguments, "--other"])
     with pytest.raises(SystemExit):
         console.parse("annotate", ["--help"])
-    assert re.search(r"--inspect +draw it over its images", capsys.readouterr().out)
+    assert re.search(r"--inspect +what it found, drawn over the images", capsys.readouterr().out)
 
 
 VISIT = """<script>
@@ -346,3 +346,7 @@ def test_paging_and_search(prepared: Config, tmp_path: Path) -> None:
         "Image #5" in large["large"] and f"cluster {clusters[5]}," in large["large"] and "label blue" in large["large"]
     )
     assert not first["large"]
+
+
+def test_no_two_classes_share_a_colour() -> None:
+    assert len(np.unique(class_colours(), axis=0)) == 256
