@@ -85,8 +85,8 @@ class BoxesConfig:
 @dataclass(frozen=True, kw_only=True)
 class SegmentsConfig:
     finder: SegmentFinder = "k-means"
-    """`k-means` of patches; `normalised-cut`, regions of each image and k-means of them; `stego`, a head that is
-    trained to make patches that the frozen features hold alike more alike, and others less."""
+    """`k-means` of patches; `lost` or `normalised-cut`, k-means of the regions that these cut each image into; `stego`,
+    a head that is trained to make patches that the frozen features hold alike more alike, and others less."""
     num_segments: int = 21
     """Classes of segments."""
     images: int = 20_000

@@ -16,6 +16,7 @@ from engine.config import Config, to_plain
 from engine.distributed import Ranks
 from sgdm.annotate import regions, segments
 from sgdm.annotate.features import Encoder
+from sgdm.annotate.names import BOX_FINDERS
 from sgdm.annotate.patches import PatchEncoder, patch_encoder
 from sgdm.annotate.segments import Segmenter
 from sgdm.annotate.selfsup.sample import LARGEST_SAMPLE
@@ -41,7 +42,7 @@ def make_segmenter(config: Config, loader: Loader, encoder: Encoder, patches: Pa
     origin = fingerprint(loader.manifest.digest, patches.digest, patches.name, *decisive)[:8]
     file = f"{finder}-{wanted.num_segments}-{origin}{'.safetensors' if finder == 'stego' else '.npy'}"
     path = config.data.folder / "annotations" / file
-    where = patch_encoder(encoder, "boxes") if finder == "normalised-cut" else patches
+    where = patch_encoder(encoder, "boxes") if finder in BOX_FINDERS else patches
     if ranks.first and not path.is_file():
         if finder == "stego":
             _train(config, loader, encoder, patches, path)
@@ -54,9 +55,8 @@ def make_segmenter(config: Config, loader: Loader, encoder: Encoder, patches: Pa
     ranks.wait()
     digest = sha256_file(path)
     if finder == "stego":
-        return Found(
-            load_stego(path, patches, loader.device), digest, {"images": wanted.images, "shifts": wanted.shifts}
-        )
+        about = {"images": wanted.images, "shifts": to_plain(wanted.shifts)}
+        return Found(load_stego(path, patches, loader.device), digest, about)
     classes = torch.from_numpy(np.load(path, allow_pickle=False)).to(loader.device)
     if finder == "k-means":
         return Found(segments.PatchClasses(patches, classes), digest, {"sampled_patches": segments.SAMPLE})
@@ -70,9 +70,10 @@ def _sample(config: Config, loader: Loader, where: PatchEncoder, patches: PatchE
     rows = _some_rows(loader, segments.SAMPLE, config.seed)
     with telemetry.progress("annotate, patches", len(rows)) as advance:
         images = _images(loader, advance, rows)
-        if config.annotation.segments.finder == "k-means":
-            return segments.sample_patches(patches, images, len(rows), config.seed)
-        return regions.sample_regions(where, patches, images, "normalised-cut")
+        finder = config.annotation.segments.finder
+        if finder in BOX_FINDERS:
+            return regions.sample_regions(where, patches, images, finder)
+        return segments.sample_patches(patches, images, len(rows), config.seed)
 
 
 def _train(config: Config, loader: Loader, encoder: Encoder, patches: PatchEncoder, path: Path) -> None:

@@ -9,14 +9,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sgdm.annotate.objects import Method, find_objects
+from sgdm.annotate.names import BoxFinder
+from sgdm.annotate.objects import find_objects
 from sgdm.ragged import Boxes
 
 ENOUGH = 0.5
 """The intersection over union from which on a box counts as a true one found."""
 
 
-def find_boxes(features: Tensor, method: Method = "lost", objects: int = 1) -> Boxes:
+def find_boxes(features: Tensor, method: BoxFinder = "lost", objects: int = 1) -> Boxes:
     """Boxes in [0, 1] of the image around up to so many objects in each, at least one, the first found first.
 
     features: float [B, D, h, w] on any device, as an encoder's `patches` gives them. All objects are of class 0.

@@ -6,22 +6,20 @@ unsupervised object detection and instance segmentation, CVPR 2023, arXiv 2301.1
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sgdm.annotate.lost import Lost
+from sgdm.annotate.names import BoxFinder
 from sgdm.annotate.normalised_cut import NormalisedCut
-
-Method = Literal["lost", "normalised-cut"]
 
 Finder = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Of the patches that are left, bool [B, N], those of an object, bool [B, N], and one that is surely on it, int64
 [B, 1]. In an image where none is left, no patch."""
 
-FINDERS: dict[Method, Callable[[Tensor], Finder]] = {"lost": Lost, "normalised-cut": NormalisedCut}
+FINDERS: dict[BoxFinder, Callable[[Tensor], Finder]] = {"lost": Lost, "normalised-cut": NormalisedCut}
 """By method, the finder of features, float [B, D, N]."""
 
 PAIRS = 2**22
@@ -37,7 +35,7 @@ SMALLEST_PART = 25
 """And at least one in so many of all patches: less is noise. Both were chosen by precision and recall on scenes."""
 
 
-def find_objects(features: Tensor, method: Method = "lost", objects: int = 1) -> Tensor:
+def find_objects(features: Tensor, method: BoxFinder = "lost", objects: int = 1) -> Tensor:
     """bool [B, objects, h, w]: the patches of up to so many objects an image, the first found first.
 
     features: float32 or float64 [B, D, h, w], as an encoder's `patches` gives them. Every image has a first object.

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgdm.annotate.objects import Method, find_objects
+from sgdm.annotate.names import BoxFinder
+from sgdm.annotate.objects import find_objects
 from sgdm.annotate.patches import PatchEncoder
 
 OBJECTS = 3  # at most, of an image
 UNLIKELY = 1e-3  # probability of a class of which no region around a pixel is
 
 
-def cut_into_regions(features: Tensor, method: Method) -> Tensor:
+def cut_into_regions(features: Tensor, method: BoxFinder) -> Tensor:
     """bool [B, R, h, w]: each patch of [B, D, h, w] in one of R regions, the objects and the rest, which is the last.
 
     Regions that an image does not have are empty.
@@ -31,7 +32,7 @@ def cut_into_regions(features: Tensor, method: Method) -> Tensor:
     return torch.cat([objects, ~objects.any(dim=1, keepdim=True)], dim=1)
 
 
-def sample_regions(where: PatchEncoder, what: PatchEncoder, images: Iterable[Tensor], method: Method) -> np.ndarray:
+def sample_regions(where: PatchEncoder, what: PatchEncoder, images: Iterable[Tensor], method: BoxFinder) -> np.ndarray:
     """float32 [M, D]: the features of all regions of `images`, uint8 batches. ValueError where there are no images.
 
     Objects are found in the features of `where`, the encoder's for boxes. The features are those of `what`, the same
@@ -50,7 +51,7 @@ class RegionClasses:
     """Classes of regions. A region's is that of the centroid with the largest cosine to its feature; a pixel is of the
     regions that the patches around it are of, bilinearly, so that borders are smooth."""
 
-    def __init__(self, where: PatchEncoder, what: PatchEncoder, method: Method, centroids: Tensor) -> None:
+    def __init__(self, where: PatchEncoder, what: PatchEncoder, method: BoxFinder, centroids: Tensor) -> None:
         """`where` and `what` as of sample_regions; centroids: float32 [K, D], of unit length, on their device."""
         self._where, self._what, self._method = where, what, method
         self._centroids = centroids

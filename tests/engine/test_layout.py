@@ -93,7 +93,7 @@ def test_segments_without_clusters(prepared: Config, capsys: pytest.CaptureFixtu
     assert out.max() < 3  # every pixel has its class
 
 
-@pytest.mark.parametrize("finder", ["normalised-cut", "stego"])
+@pytest.mark.parametrize("finder", ["lost", "normalised-cut", "stego"])
 @pytest.mark.parametrize("crf", [False, True])
 def test_segments_by_every_finder_go_on_from_what_is_there(
     prepared: Config, finder: str, crf: bool, monkeypatch: pytest.MonkeyPatch

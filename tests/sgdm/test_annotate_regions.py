@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgdm.annotate.objects import Method
+from sgdm.annotate.names import BoxFinder
 from sgdm.annotate.regions import RegionClasses, cut_into_regions, mean_features, sample_regions
 from sgdm.annotate.segments import fit_segments, segment_agreement
 
@@ -42,7 +42,7 @@ def things(count: int) -> tuple[Tensor, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["lost", "normalised-cut"])
-def test_things_of_parts_are_found_whole(method: Method) -> None:
+def test_things_of_parts_are_found_whole(method: BoxFinder) -> None:
     images, labels = things(40)
     where, what = Colours(relative=True), Colours(relative=False)
     sample = sample_regions(where, what, images.split(16), method)
