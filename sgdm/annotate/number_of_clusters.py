@@ -4,7 +4,8 @@ Adaloglou, Kaiser, Michels and Kollmann, Rethinking cluster-conditioned diffusio
 (WACV 2025, arXiv 2403.00570): clusters beyond the visual groups of a data set make samples worse, and TEMI shows where
 that begins. Trained from a random start with beta = 0.6, it leaves clusters without an image as soon as there are more
 than it finds groups for. The largest K of which 96 % are used is the bound. k-means cannot show it: it leaves no
-cluster empty, whatever K.
+cluster empty, whatever K. Nor can rows of unit length, each of which is nearest to something: here rows may grow, and
+outweigh others.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import numpy as np
 import torch
 
 from sgdm.annotate.feature_rows import Features, sample_rows, unit_rows
-from sgdm.annotate.spectral import nearest_neighbours
-from sgdm.annotate.temi import LARGEST_SAMPLE, NEIGHBOURS, Heads, train_heads
+from sgdm.annotate.temi import LARGEST_SAMPLE, Heads, neighbours_of, train_heads
 from sgdm.progress import Advance, ignore
 
 LEAST_USED = 0.96
@@ -61,7 +61,7 @@ def suggest_num_clusters(
     if not candidates or candidates[0] < 1 or candidates[-1] > size:
         raise ValueError(f"candidates for the number of clusters are {candidates}: give some of 1 to {size}")
     sample = unit_rows(features, sample_rows(len(features), size, seed))
-    links = nearest_neighbours(sample, min(NEIGHBOURS, size - 1))
+    links = neighbours_of(sample)
     table = []
     for K in candidates:
         heads = Heads(_short_rows(K, sample.shape[1], seed).to(device), unit=False)

@@ -44,7 +44,7 @@ def replace_tiny(assignment: Assignment, sample: np.ndarray, rows: np.ndarray, s
     emptiest = iter(tiny[np.argsort(sizes[tiny], kind="stable")])
     replaced = 0
     for cluster, count in parts.items():
-        first, *others = spherical_kmeans(members[cluster], count, seed=seed, iterations=CUTTING_ITERATIONS)
+        first, *others = _cut(assignment.centroids[cluster], members[cluster], count, seed)
         assignment.centroids[cluster] = first
         for centroid in others:
             assignment.centroids[next(emptiest)] = centroid
@@ -86,3 +86,20 @@ def _cuts(sizes: np.ndarray, tiny: np.ndarray, members: _Members) -> dict[int, i
             parts[cluster] = count
             heapq.heappush(queue, (-int(sizes[cluster]) // count, cluster))
     return parts
+
+
+def _cut(centroid: np.ndarray, members: np.ndarray, parts: int, seed: int) -> np.ndarray:
+    """float32 [parts, D], of unit length: centroids of the parts of a cluster, as near to its images as its own is.
+
+    The means of the parts would do where the centroid is the mean of its images. A refined one is farther from all of
+    them, as its neighbours are from theirs, whose images a mean would draw to itself. So the means are shifted
+    together to where the centroid is, at right angles to what lies between them: they stay equally long, and two parts
+    meet where they did.
+    """
+    means = spherical_kmeans(members, parts, seed=seed, iterations=CUTTING_ITERATIONS)
+    middle = members.mean(axis=0)
+    shift = centroid - middle / np.linalg.norm(middle)
+    between = (means[1:] - means[0]).T
+    shift -= between @ np.linalg.lstsq(between, shift)[0]
+    placed = means + shift
+    return placed / np.linalg.norm(placed, axis=1, keepdims=True)

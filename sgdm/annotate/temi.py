@@ -9,7 +9,7 @@ student and a teacher, its moving average, give both images probabilities q_s an
 is made small, for both orders of a pair, with p the mean of the teacher's probabilities. beta = 1 would be pointwise
 mutual information, which wants clusters of one size. In the paper the heads are networks; here a cluster's logit is the
 cosine with its centroid over a temperature. So what comes out are centroids, and an image is in the cluster of the
-largest cosine, as it was before.
+largest cosine, as it was before. The paper's weights of pairs, and its averages over many heads, are left out.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Heads(nn.Module):
 
 def mutual_information_loss(student: Tensor, teacher: Tensor, shares: Tensor) -> Tensor:
     """Mean of - log sum_c (q_s(c) q_t(c))^beta / p(c), from log probabilities [B, K] and shares [K]."""
-    return -torch.logsumexp(BETA * (student + teacher) - shares.log(), dim=1).mean()
+    # The share of a cluster that is given up on may become 0 in float32.
+    log_shares = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    return -torch.logsumexp(BETA * (student + teacher) - log_shares, dim=1).mean()
 
 
 def train_heads(
@@ -96,7 +98,7 @@ def train_heads(
 ) -> None:
     """Trains on pairs of neighbours, 512 a step.
 
-    `sample` is float32 [S, D] of unit length, `links` int64 [S, k] the nearest neighbours of each (spectral.py).
+    `sample` is float32 [S, D] of unit length, `links` int64 [S, k] the neighbours of each.
     `checkpoint` is a file that belongs to this very training (fit.py).
     """
     device = heads.student.device
@@ -133,16 +135,18 @@ def refine_centroids(
 ) -> np.ndarray:
     """float32 [K, D], of unit length: `centroids` [K, D] after training on pairs of the sample's nearest neighbours.
 
-    `sample` is float32 [S, D] of unit length, of which LARGEST_SAMPLE are used. A step takes 512 pairs. `checkpoint`
-    is a file that belongs to this very training (fit.py).
+    `sample` is float32 [S, D] of unit length, of which at most 65,536 are used, at random. A step takes 512 pairs.
+    `checkpoint` is a file that belongs to this very training (fit.py). ValueError where there is no pair.
     """
-    sample = subsample(sample, seed)
+    sample = sample[sample_rows(len(sample), min(len(sample), LARGEST_SAMPLE), seed)]
     heads = Heads(torch.from_numpy(centroids).to(device), unit=True)
-    links = nearest_neighbours(sample, NEIGHBOURS)
+    links = neighbours_of(sample)
     train_heads(heads, sample, links, steps=steps, seed=seed, checkpoint=checkpoint, advance=advance)
     return heads.result().cpu().numpy()
 
 
-def subsample(sample: np.ndarray, seed: int) -> np.ndarray:
-    """At most LARGEST_SAMPLE of the rows, at random."""
-    return sample[sample_rows(len(sample), min(len(sample), LARGEST_SAMPLE), seed)]
+def neighbours_of(sample: np.ndarray) -> np.ndarray:
+    """int64 [S, 20], or as many as there are: the nearest neighbours of each of float32 [S, D], S >= 2."""
+    if len(sample) < 2:
+        raise ValueError(f"neighbours cannot be found among {len(sample)} features: give at least 2")
+    return nearest_neighbours(sample, min(NEIGHBOURS, len(sample) - 1))

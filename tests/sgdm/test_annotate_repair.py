@@ -55,6 +55,19 @@ def test_a_cluster_may_be_cut_into_more_than_two() -> None:
     assert len(set(assignment.ids[1000:])) == 1
 
 
+def test_a_cut_takes_no_images_from_clusters_whose_centroids_are_far_from_them() -> None:
+    # As refined centroids are. The mean of a part would be nearer to the other images than their own centroid is.
+    one, other, away = np.array([[1, 0.5, 0], [0.5, 1, 0], [0, 0, -1]])
+    features = np.concatenate([directions(600, one, 0.1, 1), directions(300, other, 0.1, 2)])
+    centroids = np.stack([one + 3 * away, other + 3 * away, -one - other]).astype(np.float32)
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    assert (features[600:] @ one / np.linalg.norm(one) > features[600:] @ centroids[1]).all()
+    assignment, replaced = repaired(features, centroids)
+    assert replaced == 1
+    assert (assignment.ids[600:] == 1).mean() > 0.98
+    assert (np.bincount(assignment.ids[:600]) > 200).tolist() == [True, False, True]
+
+
 def test_nothing_is_done_where_nothing_is_tiny() -> None:
     features = directions(100, np.ones(3), 0.5)
     assignment, replaced = repaired(features, directions(2, np.ones(3), 0.3))

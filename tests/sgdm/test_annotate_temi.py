@@ -89,6 +89,18 @@ def test_a_killed_refinement_goes_on_to_the_same_centroids(tmp_path: Path) -> No
     assert np.array_equal(went_on, whole)
 
 
+def test_few_features_have_few_neighbours() -> None:
+    sample = unit_rows(mixture(3, 2)[0], slice(None))
+    assert np.isfinite(refine_centroids(sample, sample[:2], steps=3, seed=0, device=CPU)).all()
+    with pytest.raises(ValueError, match="neighbours cannot be found among 1 features"):
+        refine_centroids(sample[:1], sample[:1], steps=3, seed=0, device=CPU)
+
+
+def test_the_loss_is_finite_where_a_cluster_is_given_up() -> None:
+    never = torch.tensor([[0.0, -200.0]])
+    assert mutual_information_loss(never, never, torch.tensor([1.0, 0.0])).isfinite()
+
+
 def test_clusters_of_refined_centroids_are_clusters() -> None:
     features, labels = mixture(2000, 10)
 
