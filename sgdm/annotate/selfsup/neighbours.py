@@ -31,7 +31,7 @@ class Neighbours(Learner):
         super().__init__()
         self.encoder = encoder
         self._sample = sample
-        self._rounds = {round_ * steps // ROUNDS for round_ in range(1, ROUNDS)}  # steps that a new one begins with
+        self._rounds = {number * steps // ROUNDS for number in range(1, ROUNDS)}  # steps that a new one begins with
         self._seed = seed
         self.targets: Tensor
         self.register_buffer("targets", torch.empty(len(sample), dimension, device=sample.device))
