@@ -110,5 +110,8 @@ def _save(
         np.zeros((0, 0), np.int64) if nearest is None else nearest,
     )
     of = f"{found.encoder} features" if found else "no features"
-    quality = f", purity {report['purity']:.3f} against labels that were not used" if "purity" in report else ""
+    used = manifest.method in ("labels", "split-labels")
+    quality = ""
+    if "purity" in report and not used:
+        quality = f", purity {report['purity']:.3f} against labels that were not used"
     telemetry.say(f"annotate: {num_clusters} clusters by {manifest.method} of {of}{quality} -> {folder}")

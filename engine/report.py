@@ -187,7 +187,11 @@ def cluster_section(evidence: Evidence) -> dict[str, Any]:
         },
         "labels": {
             heading: manifest.report[key]
-            for key, heading in (("purity", "Purity"), ("nmi", "Normalised mutual information"))
+            for key, heading in (
+                ("purity", "Purity"),
+                ("nmi", "Normalised mutual information"),
+                ("ari", "Adjusted Rand index"),
+            )
             if is_number(manifest.report.get(key))
         },
         "note": manifest.parameters.get("note", ""),
