@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from engine.config import Config
 from engine.info import versions
 from sgdm.annotate.agreement import cluster_report
 from sgdm.annotate.cluster_set import ClusterManifest, save_clusters
-from sgdm.annotate.clusters import fit_clusters
+from sgdm.annotate.clusters import Refine, fit_clusters
 from sgdm.annotate.controls import control_ids
 from sgdm.annotate.features import FeatureSet
 from sgdm.annotate.names import CONTROLS
+from sgdm.annotate.temi import BATCH, refine_centroids
 from sgdm.data.loader import Loader
+
+TEMI_STEPS = 1000
 
 
 def find_clusters(config: Config, loader: Loader, features: FeatureSet, num_clusters: Sequence[int], note: str) -> None:
@@ -39,6 +43,29 @@ def find_clusters(config: Config, loader: Loader, features: FeatureSet, num_clus
             "threads": torch.get_num_threads(),
         }
         _save(config, loader, clusters.ids, K, features, made, clusters.centroids, clusters.nearest)
+        _checkpoint(config, features, K).unlink(missing_ok=True)
+
+
+def _temi(config: Config, loader: Loader, features: FeatureSet) -> Refine:
+    def refine(sample: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+        path = _checkpoint(config, features, len(centroids))
+        with telemetry.progress(f"annotate, TEMI of {len(centroids)} clusters", TEMI_STEPS * BATCH) as advance:
+            return refine_centroids(
+                sample,
+                centroids,
+                steps=TEMI_STEPS,
+                seed=config.seed,
+                device=loader.device,
+                checkpoint=path,
+                advance=advance,
+            )
+
+    return refine
+
+
+def _checkpoint(config: Config, features: FeatureSet, num_clusters: int) -> Path:
+    """Of TEMI on these very features."""
+    return config.clusters_folder_of(num_clusters) / f"temi-{features.manifest.digest[:8]}.training.pt"
 
 
 def make_controls(config: Config, loader: Loader, num_clusters: Sequence[int]) -> None:
@@ -83,5 +110,8 @@ def _save(
         np.zeros((0, 0), np.int64) if nearest is None else nearest,
     )
     of = f"{found.encoder} features" if found else "no features"
-    quality = f", purity {report['purity']:.3f} against labels that were not used" if "purity" in report else ""
+    used = manifest.method in ("labels", "split-labels")
+    quality = ""
+    if "purity" in report and not used:
+        quality = f", purity {report['purity']:.3f} against labels that were not used"
     telemetry.say(f"annotate: {num_clusters} clusters by {manifest.method} of {of}{quality} -> {folder}")

@@ -1,4 +1,7 @@
-"""Command lines: `sgdm <program> [recipe] [--field value ...]`, and the same for engine/<program>.py alone."""
+"""Command lines: `sgdm <program> [recipe] [--field value ...]`, and the same for engine/<program>.py alone.
+
+A program may have actions: flags that run something else than its stage with the same configuration.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed
@@ -28,6 +31,19 @@ PROGRAMS = {
     "evaluate": "Compare the samples with real images; write metrics.json and report.html.",
     "scenes": "Write images whose truth is known exactly, as folders of the COCO and the Pascal VOC format.",
     "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
+}
+
+
+class Action(NamedTuple):
+    program: str
+    module: str
+    """Its function `run` takes the configuration."""
+    purpose: str
+
+
+ACTIONS = {
+    "--suggest": Action("annotate", "engine.suggestion", "how many clusters its images have room for, and why"),
+    "--inspect": Action("annotate", "engine.inspection", "what it found, drawn over the images: a page in RUN/inspect"),
 }
 
 USAGE = """[recipe | --config FILE] [--field value ...]
@@ -50,10 +66,15 @@ def parse(program: str, arguments: list[str]) -> Config:
     return tyro.cli(
         Config,
         prog=f"sgdm {program}",
-        description=PROGRAMS[program] + "\n\n" + USAGE.format(recipes=", ".join(RECIPES)),
+        description=PROGRAMS[program] + "\n\n" + _usage(program),
         default=default,
         args=rest,
     )
+
+
+def _usage(program: str) -> str:
+    lines = [f"{flag:14} {action.purpose}" for flag, action in ACTIONS.items() if action.program == program]
+    return "\n".join([USAGE.format(recipes=", ".join(RECIPES)), *lines])
 
 
 def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
@@ -74,8 +95,31 @@ def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
 
 
 def run_program(program: str, run: Callable[[Config], None], arguments: list[str] | None = None) -> None:
-    """Parses and runs a stage of a run."""
-    guard(program, lambda: run(parse(program, sys.argv[1:] if arguments is None else arguments)))
+    """Parses and runs a stage of a run, or the action that is asked for in its place."""
+
+    def work() -> None:
+        action, rest = split_action(program, sys.argv[1:] if arguments is None else arguments)
+        config = parse(program, rest)
+        if action is None:
+            run(config)
+        else:
+            importlib.import_module(action.module).run(config)
+
+    guard(program, work)
+
+
+def split_action(program: str, arguments: list[str]) -> tuple[Action | None, list[str]]:
+    """The action that a command line asks for, if any, and its arguments without the flag.
+
+    Raises ConfigError for an action of another program, and for several.
+    """
+    asked = [flag for flag in ACTIONS if flag in arguments]
+    for flag in asked:
+        if ACTIONS[flag].program != program:
+            raise ConfigError(f"{flag} is not for {program}: give it to {ACTIONS[flag].program}")
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} cannot be done at once: give one of them")
+    return (ACTIONS[asked[0]] if asked else None), [argument for argument in arguments if argument not in ACTIONS]
 
 
 def guard(program: str, work: Callable[[], None]) -> None:

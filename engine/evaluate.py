@@ -18,7 +18,7 @@ from engine.console import run_program
 from engine.info import devices, versions
 from engine.report import write_report
 from engine.sample import is_whole, make_plan
-from sgdm.annotate.boxes import corloc, find_boxes
+from sgdm.annotate.boxes import concatenate, corloc, find_boxes
 from sgdm.annotate.layout import load_layout
 from sgdm.annotate.patches import PatchEncoder, patch_encoder
 from sgdm.data.loader import Loader
@@ -111,7 +111,7 @@ def layout_agreement(encoder: PatchEncoder, layout: Boxes, path: Path, batch_siz
     The share of samples in which LOST finds a box that covers the asked one with an IoU of one half or more, and the
     same for the box that another sample was asked for, which is chance.
     """
-    found = torch.cat([find_boxes(encoder(batch)) for batch in _stored_images(path, batch_size)]).cpu().numpy()
+    found = concatenate([find_boxes(encoder(batch)) for batch in _stored_images(path, batch_size)]).corners
     with np.load(path, allow_pickle=False) as file:
         rows = file["row"]
     asked = [layout.corners[layout.image_offsets[row] : layout.image_offsets[row + 1]] for row in rows]

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from engine import telemetry
-from engine.config import Config
+from engine.config import BoxesConfig, Config
 from engine.distributed import Ranks
 from engine.extraction import fill_shards, open_shards
 from engine.info import versions
 from engine.prepare import truth_folder
+from engine.segmentation import make_segmenter
 from sgdm.annotate import boxes, segments
+from sgdm.annotate.crf import refine
 from sgdm.annotate.features import Encoder
 from sgdm.annotate.layout import Layout, LayoutManifest, as_arrays, as_objects, load_layout, save_layout
 from sgdm.annotate.patches import PatchEncoder, patch_encoder
+from sgdm.annotate.segments import Segmenter
 from sgdm.annotate.sets import MANIFEST
 from sgdm.data.loader import Loader
 from sgdm.progress import Advance
@@ -39,21 +42,22 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ran
     assert kind != "none"
     patches = patch_encoder(encoder, kind)
     if kind == "boxes":
+        wanted = config.annotation.boxes
         class_names = ["object"]
-        parameters: dict[str, Any] = {"expansion": boxes.EXPANSION}
-        method = "LOST"
+        parameters: dict[str, Any] = {"objects": wanted.objects}
+        method: str = wanted.finder
 
         def work(images: Iterator[Tensor], rows: range, advance: Advance) -> Mapping[str, np.ndarray]:
-            return as_arrays(find_boxes(patches, images, advance))
+            return as_arrays(find_boxes(patches, wanted, images, advance))
     else:
-        class_names = [f"segment {number}" for number in range(config.annotation.segments.num_segments)]
-        parameters = {"iterations": config.annotation.iterations, "sampled_patches": segments.SAMPLE}
-        method = "k-means of patches"
-        centroids = segment_classes(config, loader, patches)
-        size = (config.data.image_size, config.data.image_size)
+        asked = config.annotation.segments
+        class_names = [f"segment {number}" for number in range(asked.num_segments)]
+        segmenter, made, about = make_segmenter(config, loader, encoder, patches, ranks)
+        parameters = {**about, "segmenter": made, "crf": asked.crf}
+        method = asked.finder
 
         def work(images: Iterator[Tensor], rows: range, advance: Advance) -> Mapping[str, np.ndarray]:
-            return as_arrays(find_segments(patches, centroids, size, images, advance))
+            return as_arrays(find_segments(segmenter, asked.crf, config.data.image_size, images, advance))
 
     parameters = {"features": patches.name, "grid": list(patches.grid), "encoder": encoder.parameters, **parameters}
     identity = {"data": loader.manifest.digest, "weights": patches.digest, "method": method, "parameters": parameters}
@@ -84,46 +88,24 @@ def find_layout(config: Config, loader: Loader, encoder: Encoder, note: str, ran
     )
 
 
-def find_boxes(patches: PatchEncoder, images: Iterator[Tensor], advance: Advance) -> Boxes:
+def find_boxes(patches: PatchEncoder, wanted: BoxesConfig, images: Iterator[Tensor], advance: Advance) -> Boxes:
     """The boxes of batches of images."""
     found = []
     for batch in images:
-        found.append(boxes.find_boxes(patches(batch)).cpu().numpy())
+        found.append(boxes.find_boxes(patches(batch), wanted.finder, wanted.objects))
         advance(len(batch))
-    count = sum(map(len, found))
-    return Boxes(corners=np.concatenate(found), image_offsets=np.arange(count + 1), class_ids=np.zeros(count, np.int32))
+    return boxes.concatenate(found)
 
 
-def segment_classes(config: Config, loader: Loader, patches: PatchEncoder) -> Tensor:
-    annotation, count = config.annotation, len(loader)
-    # A patch of each of very many images says more than many patches of a few.
-    rows = np.arange(count)
-    if count > segments.SAMPLE:
-        rows = np.sort(np.random.default_rng(config.seed).choice(count, segments.SAMPLE, replace=False))
-    with telemetry.progress("annotate, patches", len(rows)) as advance:
-        sample = segments.sample_patches(patches, _images(loader, advance, rows), len(rows), config.seed)
-    centroids = segments.fit_segments(
-        sample, annotation.segments.num_segments, seed=config.seed, iterations=annotation.iterations
-    )
-    return torch.from_numpy(centroids).to(loader.device)
-
-
-def find_segments(
-    patches: PatchEncoder, centroids: Tensor, size: tuple[int, int], images: Iterator[Tensor], advance: Advance
-) -> RunLengths:
+def find_segments(segmenter: Segmenter, crf: bool, side: int, images: Iterator[Tensor], advance: Advance) -> RunLengths:
+    """The segments of batches of images of `side` pixels."""
     found = []
     for batch in images:
-        labels = segments.label_pixels(patches(batch), centroids, size)
+        scores = segmenter.scores(batch, (side, side))
+        labels = refine(batch, scores) if crf else scores.argmax(dim=1)
         found.append(segments.segments_of(labels.cpu().numpy()))
         advance(len(batch))
     return segments.concatenate(found)
-
-
-def _images(loader: Loader, advance: Advance, rows: np.ndarray) -> Iterator[Tensor]:
-    """The images of `rows` in order."""
-    for batch in loader.select(rows):
-        yield batch.image
-        advance(len(batch.image))
 
 
 def _truth(config: Config, data_digest: str) -> Layout | None:
@@ -137,9 +119,13 @@ def _truth(config: Config, data_digest: str) -> Layout | None:
 def _compare(parts: Sequence[Boxes | RunLengths], truth: Layout, config: Config) -> dict[str, Any]:
     """Agreement with truth, by the measures of LOST and of STEGO."""
     if isinstance(truth.objects, Boxes):
+        found = boxes.concatenate([part for part in parts if isinstance(part, Boxes)])
         offsets = truth.objects.image_offsets
-        found = np.concatenate([part.corners for part in parts if isinstance(part, Boxes)])
-        return {"CorLoc": boxes.corloc(found, np.split(truth.objects.corners, offsets[1:-1]))}
+        of_images = found.corners[found.image_offsets[:-1]]  # the first of each, which every image has
+        report = {"CorLoc": boxes.corloc(of_images, np.split(truth.objects.corners, offsets[1:-1]))}
+        if config.annotation.boxes.objects > 1:
+            report["precision"], report["recall"] = boxes.precision_and_recall(found, truth.objects)
+        return report
     num_segments, num_classes = config.annotation.segments.num_segments, truth.manifest.num_classes
     confusion = np.zeros((num_segments, num_classes + 1), np.int64)
     first = 0

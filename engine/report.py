@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from engine import charts
 from engine.evidence import Evidence, gather, is_number, read_examples, read_samples
+from engine.pages import render
 from engine.sheets import layout_lines
 from sgdm.files import atomic_write
 
@@ -45,15 +45,8 @@ def write_report(run: Path, data: Path, annotation: Path, versions: dict[str, st
     Sections whose files are not there yet say so in a sentence; a damaged file is a ValueError with its path."""
     evidence = gather(run, data, annotation)
     best = best_result(evidence.metrics)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "duration": _duration, "value": _value, "scale": "{:g}".format}
-    page = environment.get_template("report_template.html").render(
+    page = render(
+        "report_template.html",
         name=run.resolve().name,
         evidence=evidence,
         config=evidence.config,
@@ -194,7 +187,11 @@ def cluster_section(evidence: Evidence) -> dict[str, Any]:
         },
         "labels": {
             heading: manifest.report[key]
-            for key, heading in (("purity", "Purity"), ("nmi", "Normalised mutual information"))
+            for key, heading in (
+                ("purity", "Purity"),
+                ("nmi", "Normalised mutual information"),
+                ("ari", "Adjusted Rand index"),
+            )
             if is_number(manifest.report.get(key))
         },
         "note": manifest.parameters.get("note", ""),
@@ -270,30 +267,12 @@ def _gallery(
     return rows
 
 
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _value(value: float) -> str:
-    return f"{value:.4g}" if is_number(value) else "–"
-
-
 def _fixed(value: Any, key: str, column: list[float]) -> str:
     """A number with as many decimals as its column's largest needs for four digits, so that they align."""
     if not is_number(value):
         return "–"
     largest = 1 if key in SHARES else max(abs(other) for other in column) or 1
     return f"{value:.{min(6, max(0, 3 - math.floor(math.log10(largest))))}f}"
-
-
-def _duration(seconds: float) -> str:
-    """12.3 s, 4 min 5 s, 2 h 7 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def _plain(value: Any) -> str:

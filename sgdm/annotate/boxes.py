@@ -1,10 +1,4 @@
-"""One box an image where its object is, from dense features alone: LOST (Simeoni et al., Localizing objects with
-self-supervised transformers and no labels, BMVC 2021, arXiv 2109.14279), for a batch of images at once.
-
-Two patches are alike where the inner product of their features is positive. The patch that is like the fewest
-others, the seed, is on the object: objects cover less of an image than what is behind them. The object is what is
-alike to the seed and to the other rare patches that are like the seed.
-"""
+"""Boxes of the objects of images, found in dense features without labels, and how far they agree with the truth."""
 
 from __future__ import annotations
 
@@ -12,62 +6,50 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
-EXPANSION = 1 / 12
-"""k of the seed expansion, as a share of the patches: the paper's 100, of the 1,200 that a 640 x 480 image has."""
+from sgdm.annotate.names import BoxFinder
+from sgdm.annotate.objects import find_objects
+from sgdm.ragged import Boxes
+
+ENOUGH = 0.5
+"""The intersection over union from which on a box counts as a true one found."""
 
 
-def find_boxes(features: Tensor, expansion: float = EXPANSION) -> Tensor:
-    """float64 [B, 4]: x0 y0 x1 y1 of the box that LOST finds in each image, half-open, in [0, 1] of the image.
+def find_boxes(features: Tensor, method: BoxFinder = "lost", objects: int = 1) -> Boxes:
+    """Boxes in [0, 1] of the image around up to so many objects in each, at least one, the first found first.
 
-    features: float [B, D, h, w], as an encoder's `patches` gives them. The arithmetic is theirs: what is decided by
-    a sign or a rank may differ between devices where features differ in their last bits. On equal degrees the
-    first patch in row-major order counts as the rarer one.
+    features: float [B, D, h, w] on any device, as an encoder's `patches` gives them. All objects are of class 0.
     """
-    return _boxes_around(_object_masks(features, expansion))
+    return boxes_around(find_objects(features, method, objects))
 
 
-def _object_masks(features: Tensor, expansion: float) -> Tensor:
-    """bool [B, h, w]: the connected part of the object that holds the seed."""
-    B, _, h, w = features.shape
-    rows = features.flatten(2).transpose(1, 2)
-    similarity = rows @ rows.transpose(1, 2)
-    alike = similarity > 0
-    rarest = alike.sum(dim=2).sort(dim=1, stable=True).indices
-    seed = rarest[:, :1]
-    candidates = rarest[:, : max(1, round(expansion * h * w))]
-    # The rows of the affinity that belong to seed and candidates; the seed itself is always expanded.
-    of_seed = alike.gather(1, seed[:, :, None].expand(-1, -1, h * w))[:, 0]
-    expanded = torch.zeros_like(of_seed).scatter(1, candidates, of_seed.gather(1, candidates)).scatter(1, seed, True)
-    total = (expanded[:, None].to(similarity.dtype) @ similarity)[:, 0]
-    at_seed = torch.zeros_like(of_seed).scatter(1, seed, True)
-    return _connected((total > 0).view(B, h, w), at_seed.view(B, h, w))
+def boxes_around(masks: Tensor) -> Boxes:
+    """Boxes, half-open, around what is set in each of bool [B, objects, h, w]; none where nothing is."""
+    sides = []
+    for line in (masks.any(dim=2), masks.any(dim=3)):  # columns, rows
+        size = line.shape[2]
+        first = line.int().argmax(dim=2)
+        last = size - line.flip(2).int().argmax(dim=2)
+        sides.append(torch.stack([first, last], dim=2).double() / size)
+    corners = torch.stack(sides, dim=3).flatten(2).cpu().numpy()  # x0 y0 x1 y1
+    found = masks.flatten(2).any(dim=2).cpu().numpy()
+    return Boxes(
+        corners=corners[found],
+        image_offsets=np.concatenate([np.zeros(1, np.int64), found.sum(axis=1).cumsum()]),
+        class_ids=np.zeros(found.sum(), np.int32),
+    )
 
 
-def _connected(mask: Tensor, start: Tensor) -> Tensor:
-    """What of `mask` (bool [B, h, w]) hangs together with `start`, over the sides of patches; `start` belongs to it."""
-    reached = start
-    while True:
-        across = F.pad(reached, (1, 1, 1, 1))
-        beside = across[:, 1:-1, :-2] | across[:, 1:-1, 2:] | across[:, :-2, 1:-1] | across[:, 2:, 1:-1]
-        grown = reached | (beside & mask)
-        if bool((grown == reached).all()):
-            return reached
-        reached = grown
-
-
-def _boxes_around(masks: Tensor) -> Tensor:
-    """float64 [B, 4], x0 y0 x1 y1 in [0, 1], around what is set in bool [B, h, w], in each image something."""
-    columns, rows = masks.any(dim=1), masks.any(dim=2)
-    corners = []
-    for line in (columns, rows):
-        size = line.shape[1]
-        first = line.int().argmax(dim=1)
-        last = size - line.flip(1).int().argmax(dim=1)
-        corners.append(torch.stack([first, last], dim=1).double() / size)
-    return torch.stack([corners[0][:, 0], corners[1][:, 0], corners[0][:, 1], corners[1][:, 1]], dim=1)
+def concatenate(parts: Sequence[Boxes]) -> Boxes:
+    """The images of all parts, one part after another."""
+    counts = np.concatenate([np.diff(part.image_offsets) for part in parts])
+    return Boxes(
+        corners=np.concatenate([part.corners for part in parts]),
+        image_offsets=np.concatenate([np.zeros(1, np.int64), counts.cumsum()]),
+        class_ids=np.concatenate([part.class_ids for part in parts]),
+    )
 
 
 def corloc(boxes: np.ndarray, truth: Sequence[np.ndarray]) -> float:
@@ -75,8 +57,23 @@ def corloc(boxes: np.ndarray, truth: Sequence[np.ndarray]) -> float:
 
     LOST's measure. Images without a true box do not count; nan where none has one.
     """
-    met = [intersection_over_union(box, true).max() >= 0.5 for box, true in zip(boxes, truth, strict=True) if len(true)]
+    met = [
+        intersection_over_union(box, true).max() >= ENOUGH for box, true in zip(boxes, truth, strict=True) if len(true)
+    ]
     return float(np.mean(met)) if met else float("nan")
+
+
+def precision_and_recall(found: Boxes, truth: Boxes) -> tuple[float, float]:
+    """Shares of boxes found that are true, and of true boxes that are found; nan where there are none.
+
+    In each image as many pairs as can be are made of a box found and a true one with an IoU of at least one half
+    (Hungarian method): a box is in one pair at most, so that two boxes on one object are one true and one false.
+    """
+    pairs = 0
+    for boxes, true in zip(_of_images(found), _of_images(truth), strict=True):
+        met = np.array([intersection_over_union(box, true) >= ENOUGH for box in boxes]).reshape(len(boxes), len(true))
+        pairs += met[linear_sum_assignment(met, maximize=True)].sum()
+    return _share(pairs, len(found.corners)), _share(pairs, len(truth.corners))
 
 
 def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -85,3 +82,11 @@ def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     shared = np.maximum(sides, 0).prod(axis=1)
     union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
     return shared / np.maximum(union, np.finfo(np.float64).tiny)
+
+
+def _of_images(boxes: Boxes) -> list[np.ndarray]:
+    return np.split(boxes.corners, boxes.image_offsets[1:-1])
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

@@ -11,7 +11,7 @@ import numpy as np
 from sgdm.annotate.assignment import Assignment, assign, inner_product_index
 from sgdm.annotate.feature_rows import Features, sample_rows, unit_rows
 from sgdm.annotate.kmeans import spherical_kmeans
-from sgdm.annotate.repair import ROUNDS, replace_tiny
+from sgdm.annotate.repair import ROUNDS, is_tiny, replace_tiny
 from sgdm.progress import Advance, ignore
 
 ITERATIONS = 30
@@ -61,13 +61,13 @@ def fit_clusters(
 ) -> list[Clusters]:
     """Spherical k-means of float16 or float32 [N, D], for every K of `num_clusters`, on the GPU where FAISS has one.
 
-    Centroids are fitted on one random sample, by default of `default_sample_size`, and refined if asked for. Then one
-    pass over all features assigns them to the centroids of every K: an id is that of the centroid with the largest
-    cosine. Clusters that are tiny are replaced (sgdm.annotate.repair), at the price of a pass for each of at most four
-    rounds; what is tiny after that stays. The same seed and number of threads give the same clusters. `advance` is
-    told of the first pass.
+    The centroids of each K are fitted on a random sample, by default of `default_sample_size`, and refined if asked
+    for. Then one pass over all features assigns them to the centroids of every K: an id is that of the centroid with
+    the largest cosine. So the clusters of a K are the same whatever others are asked for. Clusters that are tiny are
+    replaced (sgdm.annotate.repair), at the price of a pass for each of at most four rounds; what is tiny after that
+    stays. The same seed and number of threads give the same clusters. `advance` is told of the first pass.
 
-    In memory are the sample in float32, a block of features, and 4 bytes an image for each K.
+    In memory are a sample in float32, a block of features, and 4 bytes an image for each K.
     ValueError where K > N or K > sample_size, where a feature is zero or not finite, and where so many features are
     the same that a cluster stays empty.
     """
@@ -77,21 +77,24 @@ def fit_clusters(
             raise ValueError(
                 f"{K} clusters cannot be made of {count} images: choose num_clusters between 1 and {count}"
             )
-    size = default_sample_size(max(num_clusters)) if sample_size is None else sample_size
-    if size < max(num_clusters):
-        raise ValueError(
-            f"{max(num_clusters)} clusters cannot be fitted on a sample of {size} features: raise sample_size"
-        )
-    rows = sample_rows(count, min(count, size), seed)
-    sample = unit_rows(features, rows)
-    assignments = []
+    samples, assignments = [], []
     for K in num_clusters:
+        size = default_sample_size(K) if sample_size is None else sample_size
+        if size < K:
+            raise ValueError(f"{K} clusters cannot be fitted on a sample of {size} features: raise sample_size")
+        samples.append(sample_rows(count, min(count, size), seed))
+        sample = unit_rows(features, samples[-1])
         centroids = fit_centroids(sample, K, seed=seed, iterations=iterations)
         assignments.append(Assignment(centroids if refine is None else refine(sample, centroids), count))
+        del sample  # before the next one is read
     assign(features, assignments, advance)
 
     for number in range(ROUNDS):
-        changed = [each for each in assignments if replace_tiny(each, sample, rows, seed + number)]
+        changed = [
+            each
+            for each, rows in zip(assignments, samples, strict=True)
+            if is_tiny(each.sizes).any() and replace_tiny(each, unit_rows(features, rows), rows, seed + number)
+        ]
         if not changed:
             break
         assign(features, changed)
@@ -105,7 +108,7 @@ def fit_clusters(
             repaired=each.repaired,
             moved=each.moved,
         )
-        for each in assignments
+        for each, rows in zip(assignments, samples, strict=True)
     ]
 
 

@@ -37,12 +37,14 @@ def fit(
     seed: int,
     weight_decay: float = 0.01,
     learning_rates: dict[str, float] | None = None,
+    rounds: int = 1,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
     steps_a_checkpoint: int = STEPS_A_CHECKPOINT,
     advance: Advance = ignore,
 ) -> None:
-    """Trains the parameters of `module` that require a gradient, by AdamW under a warm-up and a half cosine.
+    """Trains the parameters of `module` that require a gradient, by AdamW under a warm-up and a half cosine,
+    anew in each of `rounds` equal parts of the steps.
 
     `batch` images a step are told to `advance`. `learning_rates` gives submodules, by their names, a rate of their
     own. `after_step` runs without gradients after each step, such as the averaging of a teacher, which belongs to the
@@ -52,14 +54,17 @@ def fit(
     device = next(module.parameters()).device
     optimizer = torch.optim.AdamW(_groups(module, learning_rate, learning_rates or {}), weight_decay=weight_decay)
     rates = [group["lr"] for group in optimizer.param_groups]
+    steps_a_round = -(-steps // rounds)
     first = 0
     if checkpoint is not None and checkpoint.is_file():
         first = _resume(checkpoint, module, optimizer)
         advance(first * batch)
     module.train()
     for step in range(first, steps):
+        if step % steps_a_round == 0:
+            optimizer.state.clear()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(step, steps)
+            group["lr"] = rate * schedule(step % steps_a_round, steps_a_round)
         loss = loss_of(step, step_generator(seed, step, device))
         if step % 100 == 0 or step == steps - 1:  # seldom: it waits for the device
             _refuse_no_number(loss.detach(), step)

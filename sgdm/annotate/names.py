@@ -15,7 +15,9 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 ClusterMethod = Literal["k-means", "temi", "random", "labels", "split-labels"]
 
 BoxFinder = Literal["lost", "normalised-cut"]
-SegmentFinder = Literal["k-means", "normalised-cut", "stego"]
+"""See sgdm/annotate/objects.py."""
+BOX_FINDERS: tuple[BoxFinder, ...] = get_args(BoxFinder)
+SegmentFinder = Literal["k-means", "lost", "normalised-cut", "stego"]
 
 Token = Literal["pooled", "class", "mean"]
 Part = Literal["tokens", "queries", "keys", "values"]

@@ -2,7 +2,7 @@
 
 A backbone has them in the layer and part that FeatureChoice says, and our own transformer in its last layer: by default
 keys of the attention for boxes, which LOST found best, and output tokens for segments. Our own ConvNet has maps before
-its last, global layer.
+its last, global layer. Features of our own encoders are whitened.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def patch_encoder(encoder: Encoder, kind: Kind) -> PatchEncoder:
     if isinstance(encoder, TimmEncoder):
         return BackbonePatches(encoder, kind)
     if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, SmallTransformer):
-        return TransformerPatches(encoder, kind)
+        return WhitenedPatches(TransformerPatches(encoder, kind), kind)
     if isinstance(encoder, OwnEncoder) and isinstance(encoder.network, ConvNet):
-        return ConvNetPatches(encoder, kind)
+        return WhitenedPatches(ConvNetPatches(encoder), kind)
     raise ValueError(
         f"the encoder {encoder.name} has no features of patches, which {kind} are found in: "
         "give self-supervised, or a backbone of timm"
@@ -91,28 +91,17 @@ class TransformerPatches:
 
 
 class ConvNetPatches:
-    """The map of our ConvNet's second layer on a grid of 16x16, whitened over each image.
-
-    A place of that grid sees a tenth of the image's width, and the layer does not tell objects from backgrounds as a
-    large transformer does: `whiten` makes what an image shows most of, its background, unremarkable. Segments get one
-    number more, the same everywhere: normalised, patches that depart little from their image's background then point
-    more in its direction than others do, whatever the background looks like.
-    """
+    """The map of our ConvNet's second layer on a grid of 16x16, a place of which sees a tenth of the image's width."""
 
     grid = (CONVNET_GRID, CONVNET_GRID)
 
-    def __init__(self, encoder: OwnEncoder, kind: Kind) -> None:
-        self.name = f"whitened second layer of {encoder.name}"
+    def __init__(self, encoder: OwnEncoder) -> None:
+        self.name = f"second layer of {encoder.name}"
         self.digest = encoder.digest
         self._encoder = encoder
-        self._kind = kind
 
     def __call__(self, images: Tensor) -> Tensor:
-        features = whiten(self._encoder.run(self._second_layer, images, CONVNET_INPUT))
-        if self._kind == "boxes":
-            return features
-        length = features.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True).sqrt()
-        return torch.cat([features, (BACKGROUND * length + TINY).expand_as(features[:, :1])], dim=1)
+        return self._encoder.run(self._second_layer, images, CONVNET_INPUT)
 
     def _second_layer(self, pixels: Tensor) -> Tensor:
         network = self._encoder.network
@@ -121,6 +110,31 @@ class ConvNetPatches:
         layer = network.second_layer(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))
         cut = MARGIN // 4
         return F.adaptive_avg_pool2d(layer[:, :, cut:-cut, cut:-cut], self.grid)
+
+
+class WhitenedPatches:
+    """Features of an encoder of our own, whitened over each image.
+
+    Trained on few images for a short time, it does not tell objects from backgrounds as a large transformer does:
+    `whiten` makes what an image shows most of, its background, unremarkable. Segments get one number more, the same
+    everywhere: normalised, patches that depart little from their image's background then point more in its direction
+    than others do, whatever the background looks like.
+    """
+
+    def __init__(self, patches: PatchEncoder, kind: Kind) -> None:
+        self.name = f"whitened {patches.name}"
+        self.digest = patches.digest
+        self.grid = patches.grid
+        self._patches = patches
+        self._kind = kind
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        features = whiten(self._patches(images))
+        if self._kind == "boxes":
+            return features
+        length = features.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True).sqrt()
+        return torch.cat([features, (BACKGROUND * length + TINY).expand_as(features[:, :1])], dim=1)
 
 
 def whiten(features: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""Segments of images from dense features alone: spherical k-means of patches, every pixel in the class of its own.
+"""Segments of images from dense features alone: what tells them, how they are kept, and how far they agree with truth.
 
-Classes are fitted on a sample of patches of all images (sgdm.annotate.clusters). The cosine of a pixel with a class is
-that of its feature, bilinearly between the patches around it. So borders of classes run between patches where the
-features say, not along them, as they would if the labels of patches were enlarged.
+The plain way is spherical k-means of patches, every pixel in the class of its own. sgdm.annotate.regions and
+sgdm.annotate.stego are others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,16 @@ from sgdm.ragged import Masks, RunLengths, Views
 from sgdm.raster import encode
 
 SAMPLE = SMALLEST_SAMPLE  # patches that classes are fitted on
+SHARPNESS = 2.0  # of the softmax over cosines, as STEGO gives it to the CRF
+TINY = 1e-12
+
+
+class Segmenter(Protocol):
+    """Tells the classes of pixels."""
+
+    def scores(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """float32 [B, K, *size]: logarithms of the probabilities of classes, of uint8 images [B, 3, H, W]."""
+        ...
 
 
 def fit_segments(patches: np.ndarray, num_segments: int, *, seed: int, iterations: int = 30) -> np.ndarray:
@@ -48,14 +58,25 @@ def sample_patches(encoder: PatchEncoder, images: Iterable[Tensor], count: int, 
     return np.concatenate(samples)
 
 
-def label_pixels(features: Tensor, centroids: Tensor, size: tuple[int, int]) -> Tensor:
-    """int64 [B, *size]: the class of each pixel of images whose dense features are [B, D, h, w].
+class PatchClasses:
+    """Classes of patches, as fit_segments makes them.
 
-    The inner product with a centroid [K, D] is linear, so it is taken at the patches and then interpolated: the same
-    as interpolating the features, at a fraction of the work. The largest is that of the largest cosine.
+    The cosine of a pixel with a class is that of its feature, bilinearly between the patches around it. So borders of
+    classes run between patches where the features say, not along them, as they would if labels were enlarged.
     """
-    products = torch.einsum("bdhw,kd->bkhw", features, centroids)
-    return F.interpolate(products, size, mode="bilinear").argmax(dim=1)
+
+    def __init__(self, encoder: PatchEncoder, centroids: Tensor) -> None:
+        """centroids: float32 [K, D], of unit length, on the encoder's device."""
+        self._encoder = encoder
+        self._centroids = centroids
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        features = self._encoder(images)
+        # Linear, and so taken at the patches and then interpolated: as if the features were, at a fraction of the work.
+        products = F.interpolate(torch.einsum("bdhw,kd->bkhw", features, self._centroids), size, mode="bilinear")
+        length = F.interpolate(features.norm(dim=1, keepdim=True), size, mode="bilinear")
+        return F.log_softmax(SHARPNESS * products / length.clamp_min(TINY), dim=1)
 
 
 def segments_of(labels: np.ndarray) -> RunLengths:

@@ -15,7 +15,7 @@ from engine import annotate, evaluate, prepare, sample, train
 from engine.checkpoint import CheckpointError
 from engine.config import Config, SegmentsConfig, SelfSupervisionConfig
 from engine.layout_file import LayoutFileError
-from sgdm.annotate.layout import LayoutManifest, save_layout
+from sgdm.annotate.layout import LayoutManifest, load_layout, save_layout
 from sgdm.data.beton import check_beton
 from sgdm.data.guides import NO_CLASS
 from sgdm.ragged import Boxes, Masks, Views
@@ -149,14 +149,14 @@ def test_layouts_by_hand(trained: Config, tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_layouts_is_refused(trained: Config) -> None:
     data = check_beton(trained.data.folder / "train.beton")
     folder = trained.layout_folder
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = load_layout(folder, data.digest).manifest
     objects = boxes(data.count) if trained.annotation.layout == "boxes" else segments(data.count)
     changed = objects.corners * 0.5 if isinstance(objects, Boxes) else (objects.class_ids + 1) % 3
     name = "corners" if isinstance(objects, Boxes) else "class_ids"
-    save_layout(folder, LayoutManifest(**manifest), dataclasses.replace(objects, **{name: changed}))
+    save_layout(folder, manifest, dataclasses.replace(objects, **{name: changed}))
     with pytest.raises(CheckpointError, match="was trained on layout"):
         train.run(trained)
-    save_layout(folder, LayoutManifest(**manifest), objects)
+    save_layout(folder, manifest, objects)
 
 
 def test_a_run_without_layouts_cannot_draw_them(make_config: Callable[[Path], Config], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from engine import annotate, prepare
-from engine.config import Config, SegmentsConfig, SelfSupervisionConfig
+from engine.config import BoxesConfig, Config, SegmentsConfig, SelfSupervisionConfig
 from sgdm.annotate.layout import LayoutManifest, load_layout, save_layout
 from sgdm.data.beton import check_beton
 from sgdm.ragged import Boxes, Masks, Views
@@ -75,7 +75,7 @@ def test_boxes_beside_clusters(prepared: Config, capsys: pytest.CaptureFixture[s
     assert len(np.load(config.clusters_folder / "clusters.npy")) == 80
     manifest, objects = load_layout(config.layout_folder, check_beton(config.data.folder / "train.beton").digest)
     assert isinstance(objects, Boxes) and objects.corners.shape == (80, 4)
-    assert manifest.method == "LOST" and manifest.class_names == ["object"]
+    assert manifest.method == "lost" and manifest.class_names == ["object"]
     assert 0.4 < manifest.report["CorLoc"] <= 1
 
 
@@ -91,6 +91,35 @@ def test_segments_without_clusters(prepared: Config, capsys: pytest.CaptureFixtu
         objects, Views.of(np.full((80, 2), 32)), torch.empty(80, 32, 32, dtype=torch.uint8), num_classes=3
     )
     assert out.max() < 3  # every pixel has its class
+
+
+@pytest.mark.parametrize("finder", ["lost", "normalised-cut", "stego"])
+@pytest.mark.parametrize("crf", [False, True])
+def test_segments_by_every_finder_go_on_from_what_is_there(
+    prepared: Config, finder: str, crf: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = SegmentsConfig(finder=finder, num_segments=3, images=1280, crf=crf)  # type: ignore[arg-type]
+    config = with_layout(prepared, layout="segments", num_clusters=0, segments=wanted)
+    annotate.run(config)
+    digest = check_beton(config.data.folder / "train.beton").digest
+    manifest, objects = load_layout(config.layout_folder, digest)
+    assert manifest.method == finder and manifest.parameters["crf"] is crf
+    assert 0 < manifest.report["mIoU"] <= manifest.report["pixel accuracy"] <= 1
+    (config.layout_folder / "manifest.json").unlink()
+    monkeypatch.setattr("engine.segmentation.train_stego", None)  # not made again
+    monkeypatch.setattr("engine.segmentation.regions.sample_regions", None)
+    annotate.run(config)
+    again = load_layout(config.layout_folder, digest)
+    assert again.manifest == manifest and again.objects.segments() == objects.segments()
+
+
+def test_several_boxes_an_image_are_compared_by_precision_and_recall(prepared: Config) -> None:
+    config = with_layout(prepared, layout="boxes", boxes=BoxesConfig(finder="normalised-cut", objects=3))
+    annotate.run(config)
+    manifest, objects = load_layout(config.layout_folder, check_beton(config.data.folder / "train.beton").digest)
+    assert manifest.method == "normalised-cut" and manifest.parameters["objects"] == 3
+    assert objects.num_images == 80 and 80 <= len(objects.class_ids) <= 240
+    assert {"CorLoc", "precision", "recall"} == manifest.report.keys()
 
 
 def test_a_whole_layout_is_kept_and_a_damaged_one_made_again(

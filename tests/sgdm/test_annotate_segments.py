@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from sgdm.annotate import segments
 from sgdm.annotate.segments import (
+    PatchClasses,
     concatenate,
     fit_segments,
-    label_pixels,
     sample_patches,
     segment_agreement,
     segments_of,
@@ -39,6 +39,18 @@ def two_textures(count: int) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(images.astype(np.uint8)).permute(0, 3, 1, 2), labels
 
 
+class _Given:
+    """An encoder whose features are known."""
+
+    name, digest, grid = "given", "none", (4, 6)
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self._features = features
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self._features
+
+
 def drawn(objects: RunLengths, size: int, num_classes: int) -> np.ndarray:
     out = torch.empty(objects.num_images, size, size, dtype=torch.uint8)
     views = Views.of(np.full((objects.num_images, 2), size))
@@ -49,7 +61,7 @@ def test_two_textures_are_found_with_the_border_between_them() -> None:
     images, labels = two_textures(40)
     encoder = Colours()
     centroids = fit_segments(sample_patches(encoder, images.split(16), 40, seed=0), 2, seed=0)
-    found = label_pixels(encoder(images), torch.from_numpy(centroids), (16, 16)).numpy()
+    found = PatchClasses(encoder, torch.from_numpy(centroids)).scores(images, (16, 16)).argmax(dim=1).numpy()
     objects = concatenate([segments_of(found[:7]), segments_of(found[7:])])
     assert objects.compressed and objects.num_images == 40 and len(objects.class_ids) == 80
     np.testing.assert_array_equal(drawn(objects, 16, 2), found)
@@ -63,7 +75,9 @@ def test_a_pixels_class_is_that_of_the_interpolated_feature() -> None:
     features, centroids = torch.randn(3, 5, 4, 6, generator=generator), torch.randn(7, 5, generator=generator)
     pixels = F.normalize(F.interpolate(features, (20, 30), mode="bilinear"), dim=1)
     expected = torch.einsum("bdhw,kd->bkhw", pixels, centroids).argmax(dim=1)
-    assert torch.equal(label_pixels(features, centroids, (20, 30)), expected)
+    scores = PatchClasses(_Given(features), centroids).scores(torch.empty(3), (20, 30))
+    assert torch.equal(scores.argmax(dim=1), expected)
+    assert torch.allclose(scores.exp().sum(dim=1), torch.ones(3, 20, 30))
 
 
 def test_a_sample_takes_as_many_patches_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,13 +50,21 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize(("objective", "budget"), [("neighbours", 5000), ("simclr", 5000), ("vicreg", 5000)])
-def test_it_groups_textures_that_pixels_do_not(objective: Objective, budget: int) -> None:
+@pytest.mark.parametrize(
+    ("objective", "budget", "expected"),
+    [
+        ("neighbours", 5000, 0.9),
+        ("simclr", 5000, 0.9),
+        ("vicreg", 5000, 0.9),
+        pytest.param("dino", 12_000, 0.6, marks=pytest.mark.slow),
+    ],
+)
+def test_it_groups_textures_that_pixels_do_not(objective: Objective, budget: int, expected: float) -> None:
     images, labels = textures(256)
-    assert purity(images.flatten(1).numpy().astype(np.float32), labels) < 0.6
+    assert purity(images.flatten(1).numpy().astype(np.float32), labels) < min(0.55, expected)
     encoder = train_encoder(images, objective=objective, seed=0, images_budget=budget, device=CPU)
     assert encoder.name == f"self-supervised convnet ({objective})"
-    assert purity(encoder(images).numpy(), labels) > 0.9
+    assert purity(encoder(images).numpy(), labels) > expected
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -26,10 +26,11 @@ HIDDEN = 512
 TEMPERATURE = 0.2  # of SimCLR
 
 GLOBAL_AREA = (0.4, 1.0)
-LOCAL_AREA = (0.1, 0.4)
+LOCAL_AREA = (0.2, 0.5)
 LOCAL_VIEWS = 2
-PROTOTYPES = 1024  # outputs of DINO's head; the paper's 65,536 are for a million images
-FIRST_MOMENTUM = 0.99  # of DINO's teacher; it rises to 1 as a half cosine
+PROTOTYPES = 2048  # outputs of DINO's head; the paper's 65,536 are for a million images
+DINO_LEARNING_RATE = 5e-4  # at the rates of the networks it collapses
+FIRST_MOMENTUM = 0.9  # of DINO's teacher; it rises to 1 as a half cosine
 
 
 class Pairs(Learner):
@@ -67,6 +68,10 @@ class Dino(Learner):
         self._local_size = student.local_size
         self._steps = steps
 
+    @property
+    def learning_rate(self) -> float:
+        return DINO_LEARNING_RATE
+
     def loss(self, rows: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
         large = [far_views(images, generator, size=SIZE, area=GLOBAL_AREA) for _ in range(2)]
         small = [far_views(images, generator, size=self._local_size, area=LOCAL_AREA) for _ in range(LOCAL_VIEWS)]
@@ -84,4 +89,4 @@ class Dino(Learner):
 def _dino_head(dimension: int) -> DINOProjectionHead:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of the weight normalisation that lightly uses
-        return DINOProjectionHead(dimension, HIDDEN, bottleneck_dim=128, output_dim=PROTOTYPES)
+        return DINOProjectionHead(dimension, HIDDEN, bottleneck_dim=128, output_dim=PROTOTYPES, batch_norm=True)

@@ -12,6 +12,11 @@ class Learner(nn.Module):
     """All that changes in training is state of this module, so that a checkpoint of it is whole."""
 
     encoder: TrainedNetwork  # what is kept of it
+    rounds = 1  # of learning, in each of which the learning rate rises and falls
+
+    @property
+    def learning_rate(self) -> float:
+        return self.encoder.learning_rate
 
     def loss(self, rows: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of float `images` [B, 3, 32, 32] in [-1, 1], which are the `rows` (int64 [B]) of the sample."""

@@ -39,7 +39,7 @@ def far_views(images: Tensor, generator: torch.Generator, *, size: int, area: tu
 
 def random_crops(images: Tensor, generator: torch.Generator, *, size: int, area: tuple[float, float]) -> Tensor:
     """A part of each image: of a share of its area between the two of `area`, up to 4 / 3 as wide as high or as high
-    as wide, anywhere in it, at `size` x `size` pixels. Meant for enlarging: what is made smaller is not filtered.
+    as wide, anywhere in it, at `size` x `size` pixels. Meant for enlarging: what is made smaller is not filtered first.
     """
     uniform = _Uniform(generator)
     least, most = area
