@@ -84,9 +84,10 @@ class BoxesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentsConfig:
-    finder: SegmentFinder = "k-means"
-    """`k-means` of patches; `lost` or `normalised-cut`, k-means of the regions that these cut each image into; `stego`,
-    a head that is trained to make patches that the frozen features hold alike more alike, and others less."""
+    finder: SegmentFinder = "stego"
+    """`stego`, a head that is trained to make patches that the frozen features hold alike more alike, and others less;
+    without training, `k-means` of patches, or `lost` or `normalised-cut`, k-means of the regions that these cut each
+    image into."""
     num_segments: int = 21
     """Classes of segments."""
     images: int = 20_000

@@ -53,7 +53,7 @@ def trained(
             config.annotation,
             layout=kind,
             num_clusters=clusters,
-            segments=SegmentsConfig(num_segments=SEGMENTS),
+            segments=SegmentsConfig(finder="k-means", num_segments=SEGMENTS),
             encoder="self-supervised",
             self_supervision=SelfSupervisionConfig(images=512),
         ),

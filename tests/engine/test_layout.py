@@ -80,7 +80,9 @@ def test_boxes_beside_clusters(prepared: Config, capsys: pytest.CaptureFixture[s
 
 
 def test_segments_without_clusters(prepared: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    config = with_layout(prepared, layout="segments", num_clusters=0, segments=SegmentsConfig(num_segments=3))
+    config = with_layout(
+        prepared, layout="segments", num_clusters=0, segments=SegmentsConfig(finder="k-means", num_segments=3)
+    )
     annotate.run(config)
     assert "against truth that was not used" in capsys.readouterr().out
     assert not config.clusters_folder.exists()
