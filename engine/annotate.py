@@ -52,7 +52,7 @@ def run(config: Config) -> None:
     if not clusters and not layout:
         telemetry.skip("annotate", config.clusters_folder if annotation.num_clusters else config.layout_folder)
         return
-    ranks = distributed.initialize()
+    ranks = distributed.join()
     with telemetry.stage(config, "annotate", visible=ranks.first) as record:
         loader = open_training_images(config, ranks.device)
         if clusters and annotation.clusters in CONTROLS:

@@ -67,6 +67,11 @@ def cpu_features() -> set[str]:
     return {flag.upper() for flag in flags.split() if flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")}
 
 
+def join() -> Ranks:
+    """The processes of a launcher, or this one alone, which then needs no group."""
+    return initialize() if "RANK" in os.environ else alone(default_device())
+
+
 def initialize() -> Ranks:
     """Joins the process group that the launcher describes in the environment, or a group of this process alone."""
     if "RANK" not in os.environ:

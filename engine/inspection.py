@@ -59,7 +59,7 @@ class Annotation(NamedTuple):
 
 def run(config: Config) -> None:
     annotation = load_annotation(config)
-    ranks = distributed.initialize()
+    ranks = distributed.join()
     if ranks.first:
         with replaced(config.run / "inspect") as folder:
             shown = write_page(config, annotation, folder)

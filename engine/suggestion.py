@@ -23,7 +23,7 @@ def run(config: Config) -> None:
     candidates = [K for K in CANDIDATES if count >= K * FEWEST_IMAGES]
     if not candidates:
         raise ValueError(f"{count} images are too few to suggest a number of clusters: prepare at least 100")
-    ranks = distributed.initialize()
+    ranks = distributed.join()
     loader = open_training_images(config, ranks.device)
     encoder, _ = make_encoder(config, loader, ranks)
     features = find_features(config, loader, encoder, ranks)
