@@ -64,6 +64,8 @@ def train_encoder(
         steps=steps,
         batch=batch,
         learning_rate=learner.learning_rate,
+        momentum=learner.momentum,
+        cycles=learner.rounds,
         seed=seed,
         after_step=learner.after_step,
         checkpoint=checkpoint,
