@@ -29,7 +29,7 @@ GLOBAL_AREA = (0.4, 1.0)
 LOCAL_AREA = (0.2, 0.5)
 LOCAL_VIEWS = 2
 PROTOTYPES = 2048  # outputs of DINO's head; the paper's 65,536 are for a million images
-DINO_LEARNING_RATE = 5e-4  # at the rates of the networks it collapses
+DINO_LEARNING_RATE = 5e-4  # at the ConvNet's own rate, features of all images came close to each other
 FIRST_MOMENTUM = 0.9  # of DINO's teacher; it rises to 1 as a half cosine
 
 
