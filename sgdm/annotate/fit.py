@@ -37,34 +37,37 @@ def fit(
     seed: int,
     weight_decay: float = 0.01,
     learning_rates: dict[str, float] | None = None,
-    rounds: int = 1,
+    momentum: float = 0.9,
+    cycles: int = 1,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
     steps_a_checkpoint: int = STEPS_A_CHECKPOINT,
     advance: Advance = ignore,
 ) -> None:
-    """Trains the parameters of `module` that require a gradient, by AdamW under a warm-up and a half cosine,
-    anew in each of `rounds` equal parts of the steps.
+    """Trains the parameters of `module` that require a gradient, by AdamW under a warm-up and a half cosine.
 
     `batch` images a step are told to `advance`. `learning_rates` gives submodules, by their names, a rate of their
-    own. `after_step` runs without gradients after each step, such as the averaging of a teacher, which belongs to the
+    own. `cycles` times the rates rise and fall and AdamW, whose mean of gradients decays by `momentum`, begins anew.
+    `after_step` runs without gradients after each step, such as the averaging of a teacher, which belongs to the
     module as any state does. `checkpoint` is a file of this very fit: the caller names it by all that decides the
     result, and deletes it once that is kept. ValueError where it is damaged, and where the loss is not finite.
     """
     device = next(module.parameters()).device
-    optimizer = torch.optim.AdamW(_groups(module, learning_rate, learning_rates or {}), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        _groups(module, learning_rate, learning_rates or {}), weight_decay=weight_decay, betas=(momentum, 0.999)
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
-    steps_a_round = -(-steps // rounds)
+    steps_a_cycle = -(-steps // cycles)
     first = 0
     if checkpoint is not None and checkpoint.is_file():
         first = _resume(checkpoint, module, optimizer)
         advance(first * batch)
     module.train()
     for step in range(first, steps):
-        if step % steps_a_round == 0:
+        if step % steps_a_cycle == 0:
             optimizer.state.clear()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(step % steps_a_round, steps_a_round)
+            group["lr"] = rate * schedule(step % steps_a_cycle, steps_a_cycle)
         loss = loss_of(step, step_generator(seed, step, device))
         if step % 100 == 0 or step == steps - 1:  # seldom: it waits for the device
             _refuse_no_number(loss.detach(), step)

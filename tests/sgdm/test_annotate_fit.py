@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -45,20 +46,21 @@ def test_it_learns_and_the_average_follows() -> None:
     assert torch.allclose(state["average.weight"], state["line.weight"], atol=0.5)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole, checkpoint, images = train(Student()), tmp_path / "fit.pt", []
+@pytest.mark.parametrize(("cycles", "killed", "kept"), [(1, 77, 60), (2, 107, 100)])
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, cycles: int, killed: int, kept: int) -> None:
+    whole, checkpoint, images = train(Student(), cycles=cycles), tmp_path / "fit.pt", []
 
     def kill(step: int) -> None:
         Student.follow(student, step)
-        if step == 77:
+        if step == killed:
             raise KillError
 
     student = Student()
     student.follow = kill  # type: ignore[method-assign]
     with pytest.raises(KillError):
-        train(student, checkpoint=checkpoint, steps_a_checkpoint=20)
-    again = train(Student(), checkpoint=checkpoint, steps_a_checkpoint=20, advance=images.append)
-    assert images[0] == 60 * 16, "goes on from the last checkpoint"
+        train(student, cycles=cycles, checkpoint=checkpoint, steps_a_checkpoint=20)
+    again = train(Student(), cycles=cycles, checkpoint=checkpoint, steps_a_checkpoint=20, advance=images.append)
+    assert images[0] == kept * 16, "goes on from the last checkpoint"
     assert sum(images) == STEPS * 16
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
@@ -68,6 +70,20 @@ def test_submodules_may_have_a_rate_of_their_own() -> None:
     state = train(student, learning_rates={"probe": 0.0})
     assert torch.equal(state["probe.weight"], before["probe.weight"])
     assert not torch.equal(state["line.weight"], before["line.weight"])
+
+
+def test_cycles_are_trainings_one_after_another() -> None:
+    def learn(line: nn.Linear, steps: int, cycles: int) -> None:
+        fit(line, lambda step, generator: (line(torch.ones(1, 3)) - 1).square().sum(), steps=steps, cycles=cycles,
+            batch=1, learning_rate=0.1, momentum=0.5, seed=0)  # fmt: skip
+
+    torch.manual_seed(0)
+    once = nn.Linear(3, 1)
+    twice = copy.deepcopy(once)
+    learn(once, steps=20, cycles=2)
+    learn(twice, steps=10, cycles=1)
+    learn(twice, steps=10, cycles=1)
+    assert torch.equal(once.weight, twice.weight)
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ GLOBAL_AREA = (0.4, 1.0)
 LOCAL_AREA = (0.2, 0.5)
 LOCAL_VIEWS = 2
 PROTOTYPES = 2048  # outputs of DINO's head; the paper's 65,536 are for a million images
-DINO_LEARNING_RATE = 5e-4  # at the rates of the networks it collapses
+DINO_LEARNING_RATE = 5e-4  # at the ConvNet's own rate, features of all images came close to each other
 FIRST_MOMENTUM = 0.9  # of DINO's teacher; it rises to 1 as a half cosine
 
 
@@ -64,7 +64,7 @@ class Dino(Learner):
         self.student = nn.Sequential(student, _dino_head(dimension))
         self.teacher = nn.Sequential(teacher, _dino_head(dimension)).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
-        self.criterion = DINOLoss(PROTOTYPES)  # its centre is a buffer, and so part of the state
+        self.criterion = _Criterion(PROTOTYPES)  # its centre is a buffer, and so part of the state
         self._local_size = student.local_size
         self._steps = steps
 
@@ -84,6 +84,15 @@ class Dino(Learner):
         momentum = 1 - (1 - FIRST_MOMENTUM) * (1 + math.cos(math.pi * step / self._steps)) / 2
         for average, latest in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             average.lerp_(latest, 1 - momentum)
+
+
+class _Criterion(DINOLoss):
+    """With the centre of this process alone: lightly's waits for all of a group, of which only one trains here."""
+
+    @torch.no_grad()
+    def update_center(self, teacher_out: Tensor) -> None:
+        """teacher_out: [views, B, PROTOTYPES]."""
+        self.center.lerp_(teacher_out.mean(dim=(0, 1), keepdim=True), 1 - self.center_momentum)
 
 
 def _dino_head(dimension: int) -> DINOProjectionHead:

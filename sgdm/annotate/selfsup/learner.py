@@ -12,7 +12,8 @@ class Learner(nn.Module):
     """All that changes in training is state of this module, so that a checkpoint of it is whole."""
 
     encoder: TrainedNetwork  # what is kept of it
-    rounds = 1  # of learning, in each of which the learning rate rises and falls
+    rounds: int = 1  # of rising and falling learning rates
+    momentum: float = 0.9
 
     @property
     def learning_rate(self) -> float:

@@ -26,14 +26,14 @@ class Neighbours(Learner):
     """The network and the coordinates that it learns to tell, which are part of its state until the next round."""
 
     rounds = 2  # of finding neighbours and learning from them
+    momentum = 0.5  # with 0.9, clusters of Fashion-MNIST were less pure (0.776 for 0.791, K = 100, 80,000 views)
 
     def __init__(self, encoder: TrainedNetwork, sample: Tensor, *, dimension: int, steps: int, seed: int) -> None:
         """sample: uint8 [N, 3, 32, 32] on the encoder's device; `dimension`, that of its output, is less than N."""
         super().__init__()
         self.encoder = encoder
         self._sample = sample
-        steps_a_round = -(-steps // self.rounds)
-        self._begins = range(steps_a_round, steps, steps_a_round)  # steps that a round after the first begins with
+        self._steps, self._steps_a_round = steps, -(-steps // self.rounds)
         self._seed = seed
         self.targets: Tensor
         self.register_buffer("targets", torch.empty(len(sample), dimension, device=sample.device))
@@ -44,7 +44,7 @@ class Neighbours(Learner):
         return (1 - F.cosine_similarity(self.encoder(near_views(images, generator)), self.targets[rows])).mean()
 
     def after_step(self, step: int) -> None:
-        if step + 1 in self._begins:
+        if (step + 1) % self._steps_a_round == 0 and step + 1 < self._steps:
             self.encoder.eval()
             self._find_targets(self.encoder)
             self.encoder.train()
