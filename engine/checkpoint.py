@@ -1,32 +1,51 @@
-"""Checkpoints that are whole or absent: checkpoints/<images seen>/ with DeepSpeed's state, the averages, the counters.
+"""Checkpoints that are whole or absent: checkpoints/<images seen>/.
 
-DeepSpeed's own files are pickles: only those of the run's own folder are ever loaded. Averages are
-`UNet.save_pretrained` folders (safetensors and JSON) and are what anyone else should load."""
+`state/` has weights and moments as whole tensors by name, a file a process; `ema-<decay>/` the averages as
+`UNet.save_pretrained` folders, which are what anyone else should load; state.json the counters, and the SHA-256 of
+every file. Nothing in it depends on the number of processes or the ZeRO stage, so any other number and stage goes on
+from it, and nothing is pickled.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import shutil
+import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from engine.averages import Averages
 from engine.config import Config, load_config, save_config
 from engine.distributed import Ranks
-from engine.ema import Averages
-from sgdm.files import read_json, write_json
-from sgdm.models.pretrained import PretrainedError
+from engine.shards import MOMENTS, Shards
+from sgdm.files import atomic_write, read_json, sha256_file, write_json
+from sgdm.models.pretrained import WEIGHTS
 from sgdm.models.unet import UNet
-
-STATE = "deepspeed"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or does not fit; the message names it and the way out."""
+
+
+@dataclass
+class Counters:
+    """What a run has come to, beside its tensors."""
+
+    images: int = 0
+    average_steps: int = 0
+    learning_rate_factor: float = 1.0
+    """Halved at every roll-back."""
+    loss: float | None = None
+    """Mean since the checkpoint before."""
 
 
 def average_folder(checkpoint: Path, decay: float) -> Path:
@@ -42,79 +61,209 @@ def images_of(checkpoint: Path) -> int:
     return int(checkpoint.name)
 
 
-def save(
-    config: Config,
-    engine: Any,
-    averages: Averages,
-    images: int,
-    trained_on: dict[str, str | None],
-    ranks: Ranks,
-) -> Path:
-    """Writes checkpoints/<images>; every process must call it. The newest whole one stays whatever happens here.
+class Saver:
+    """Writes checkpoints of a run, in the background. All processes call it alike.
 
-    CheckpointError where it cannot be written. The process that meets it ends, and the launcher ends the others."""
-    folder = config.run / "checkpoints"
-    partial, final = folder / f".{images}.partial", folder / str(images)
-    try:
-        if ranks.first:
-            _forget_partial(folder)
-            partial.mkdir(parents=True)
-        torch.distributed.barrier()
-        engine.save_checkpoint(str(partial), tag=STATE, save_latest=False)
-        if ranks.first:
-            for decay, network in averages.networks.items():
-                network.save_pretrained(average_folder(partial, decay))
-            save_config(config, partial / "config.yaml")
-            state = {
-                "images": images,
-                "ema_steps": averages.steps,
-                "trained_on": trained_on,
-                "processes": ranks.world_size,
-                "zero_stage": config.training.zero_stage,
-            }
-            write_json(partial / "state.json", state)
-            _sync(partial)
-    # A full disk is a RuntimeError where torch writes, and an error of its own where safetensors does.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        last = newest(config.run)
-        kept = f"the last whole one is {last}" if last else "there is no earlier one"
-        raise CheckpointError(
-            f"the checkpoint at {images:,} images could not be written to {folder} ({error}); {kept}; "
-            "make room or repair the disk and run the same command again"
-        ) from error
-    torch.distributed.barrier()  # the shards of all processes are there
-    if ranks.first:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _sync_folder(folder)
-        _forget_old(folder, config.training.keep_checkpoints)
-    torch.distributed.barrier()
-    return final
+    CheckpointError where one cannot be written, from whichever call comes next. The process that meets it ends, and
+    the launcher ends the others; the newest whole checkpoint stays whatever happens here.
+    """
 
+    def __init__(self, config: Config, trained_on: dict[str, str | None], ranks: Ranks) -> None:
+        self._config, self._trained_on, self._ranks = config, trained_on, ranks
+        self._folder = config.run / "checkpoints"
+        self._thread: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
 
-def load(checkpoint: Path, engine: Any, averages: Averages, config: Config, ranks: Ranks) -> int:
-    """Restores everything of a checkpoint that `check` has passed; returns the images seen.
-
-    CheckpointError where it is damaged, or sharded over another number of processes."""
-    state = read_json(checkpoint / "state.json")
-    sharding, wanted = (state["zero_stage"], state["processes"]), (config.training.zero_stage, ranks.world_size)
-    if sharding != wanted and (sharding[0] or wanted[0]):
-        raise CheckpointError(
-            f"{checkpoint} is of ZeRO stage {sharding[0]} on {sharding[1]} process(es), this run of stage {wanted[0]} "
-            f"on {wanted[1]}: go on with --training.zero-stage {sharding[0]} and {sharding[1]} process(es)"
+    def save(self, shards: Shards, averages: Averages, counters: Counters) -> Path:
+        """Copies everything to the host and returns; the folder that it is going to be."""
+        self.wait()
+        partial = self._folder / f".{counters.images}.partial"
+        if self._ranks.first:
+            for left_behind in self._folder.glob(".*.partial"):  # by a kill
+                shutil.rmtree(left_behind, ignore_errors=True)
+            try:
+                (partial / "state").mkdir(parents=True)
+            except OSError as error:
+                raise self._cannot(counters.images, error) from error
+        self._ranks.wait()
+        state = self._gather_state(shards)
+        own_averages = self._gather_averages(shards, averages)
+        facts = {
+            **dataclasses.asdict(counters),
+            "average_steps": averages.steps,
+            "optimizer_steps": shards.steps,
+            "trained_on": self._trained_on,
+            "processes": self._ranks.world_size,
+        }
+        self._thread = threading.Thread(
+            target=self._write, args=(partial, state, own_averages, facts), daemon=True, name="checkpoint"
         )
-    try:
-        path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
-        for decay, network in averages.networks.items():
-            saved = UNet.from_pretrained(average_folder(checkpoint, decay), expected=config.network)
-            network.load_state_dict(saved.state_dict())
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, PretrainedError) as error:
-        raise CheckpointError(_damaged(checkpoint, str(error))) from error
-    if path is None:
-        raise CheckpointError(_damaged(checkpoint, f"nothing to load in {checkpoint / STATE}"))
-    averages.steps = state["ema_steps"]
-    return int(state["images"])
+        self._thread.start()
+        return self._folder / str(counters.images)
+
+    def wait(self) -> None:
+        """Until what this process writes is on the disk; on the first process, until the checkpoint is whole."""
+        if self._thread is not None:
+            self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what has failed so far."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _gather_state(self, shards: Shards) -> dict[str, Tensor]:
+        """Weights and moments that this process writes: each has about as many numbers to write as the others."""
+        parts = {"weight": shards.masters, **{name: shards.moments(name) for name in MOMENTS}}
+        mine = {}
+        for index, owner in enumerate(owners(shards, self._ranks.world_size)):
+            for part, tensors in parts.items():
+                whole = shards.gather(index, tensors)
+                if owner == self._ranks.rank:
+                    mine[f"{part}/{shards.names[index]}"] = whole.to("cpu", torch.float32, copy=True).contiguous()
+        return mine
+
+    def _gather_averages(self, shards: Shards, averages: Averages) -> dict[float, dict[str, Tensor]]:
+        """The averages that this process writes, whole; the processes take turns."""
+        mine: dict[float, dict[str, Tensor]] = {}
+        for number, (decay, tensors) in enumerate(averages.shards.items()):
+            for index, name in enumerate(shards.names):
+                whole = shards.gather(index, tensors)
+                if number % self._ranks.world_size == self._ranks.rank:
+                    mine.setdefault(decay, {})[name] = whole.to("cpu", copy=True)
+        return mine
+
+    def _write(
+        self,
+        partial: Path,
+        state: dict[str, Tensor],
+        own_averages: dict[float, dict[str, Tensor]],
+        facts: dict[str, Any],
+    ) -> None:
+        rank = self._ranks.rank
+        try:
+            written = [partial / "state" / f"{rank:05}.safetensors"]
+            with atomic_write(written[0]) as temporary:
+                save_file(state, temporary)
+            for decay, tensors in own_averages.items():
+                written += save_network(self._config, tensors, average_folder(partial, decay))
+            digests = {str(path.relative_to(partial)): sha256_file(path) for path in written}
+            write_json(partial / f"done-{rank:05}.json", digests)
+            if self._ranks.first:
+                self._finish(partial, facts)
+        # A full disk is an OSError, or where safetensors writes an error of its own.
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            self._failure = self._cannot(facts["images"], error)
+
+    def _finish(self, partial: Path, facts: dict[str, Any]) -> None:
+        """Once all processes have written theirs, which needs no message: they share the folder."""
+        digests: dict[str, str] = {}
+        for rank in range(self._ranks.world_size):
+            done = partial / f"done-{rank:05}.json"
+            while not done.exists():  # a process that fails ends, and is the end of this one too
+                if not partial.exists():
+                    return
+                time.sleep(0.02)
+            digests |= read_json(done)
+            done.unlink()
+        save_config(self._config, partial / "config.yaml")
+        write_json(partial / "state.json", {**facts, "files": digests})
+        final = self._folder / str(facts["images"])
+        _remove(final)  # one that was damaged
+        os.replace(partial, final)
+        _sync_folder(self._folder)
+        forget_old(self._config, self._folder)
+
+    def _cannot(self, images: int, error: Exception) -> CheckpointError:
+        last = newest(self._config.run)
+        kept = f"the last whole one is {last}" if last else "there is no earlier one"
+        return CheckpointError(
+            f"the checkpoint at {images:,} images could not be written to {self._folder} ({error}); {kept}; "
+            "make room or repair the disk and run the same command again"
+        )
+
+
+def owners(shards: Shards, world_size: int) -> list[int]:
+    """Which process writes each parameter: runs of them with about equal numbers of values."""
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in shards.parameters]
+    total, before, found = sum(sizes), 0, []
+    for size in sizes:
+        found.append(min(before * world_size // total, world_size - 1))
+        before += size
+    return found
+
+
+def save_network(config: Config, tensors: dict[str, Tensor], folder: Path) -> list[Path]:
+    """A folder that UNet.from_pretrained loads; its files."""
+    with torch.device("meta"):
+        network = UNet(config.network)
+    network.load_state_dict(tensors, assign=True)
+    network.save_pretrained(folder)
+    return sorted(folder.iterdir())
+
+
+def load_newest(
+    config: Config, shards: Shards, averages: Averages, ranks: Ranks
+) -> tuple[Path | None, Counters, list[str]]:
+    """Goes on from the newest checkpoint that is not damaged: it, the counters, and what is wrong with newer ones."""
+    damaged: list[str] = []
+    for checkpoint in sorted(_whole(config.run / "checkpoints"), key=images_of, reverse=True):
+        reason = damage(checkpoint, ranks)
+        if reason is None:
+            return checkpoint, _load(checkpoint, shards, averages), damaged
+        damaged.append(f"{checkpoint} is damaged ({reason})")
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {config.run / 'checkpoints'} is damaged, the newest one: {damaged[0]}; move them "
+            "away to begin anew, or choose another --run folder"
+        )
+    return None, Counters(), []
+
+
+def damage(checkpoint: Path, ranks: Ranks) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is. The processes share the reading."""
+    files = read_json(checkpoint / "state.json").get("files")
+    if files is None:
+        return "it is of an earlier version of this program"
+    reason = next(
+        (
+            f"{name} is not as it was written"
+            for name, digest in list(files.items())[ranks.rank :: ranks.world_size]
+            if not (checkpoint / name).is_file() or sha256_file(checkpoint / name) != digest
+        ),
+        None,
+    )
+    if ranks.world_size == 1:
+        return reason
+    reasons: list[str | None] = [None] * ranks.world_size
+    torch.distributed.all_gather_object(reasons, reason)
+    return next((found for found in reasons if found), None)
+
+
+def _load(checkpoint: Path, shards: Shards, averages: Averages) -> Counters:
+    facts = read_json(checkpoint / "state.json")
+    files = [safe_open(path, "pt") for path in sorted((checkpoint / "state").glob("*.safetensors"))]
+    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    moments = {name: shards.moments(name) for name in MOMENTS}
+    kept = {
+        decay: (tensors, safe_open(average_folder(checkpoint, decay) / WEIGHTS, "pt"))
+        for decay, tensors in averages.shards.items()
+    }
+    device = shards.device
+    for index, name in enumerate(shards.names):
+
+        def read(file: Any, key: str) -> Tensor:
+            return file.get_tensor(key).to(device)
+
+        shards.set_weight(index, read(file_of[f"weight/{name}"], f"weight/{name}"))
+        for moment, tensors in moments.items():
+            shards.scatter(index, read(file_of[f"{moment}/{name}"], f"{moment}/{name}"), tensors)
+        for tensors, file in kept.values():
+            shards.scatter(index, read(file, name), tensors)
+    shards.steps = facts["optimizer_steps"]
+    averages.steps = facts["average_steps"]
+    return Counters(**{field.name: facts[field.name] for field in dataclasses.fields(Counters)})
 
 
 def check(checkpoint: Path, config: Config, trained_on: dict[str, str | None]) -> None:
@@ -139,6 +288,21 @@ def check(checkpoint: Path, config: Config, trained_on: dict[str, str | None]) -
             raise CheckpointError(f"{checkpoint} was trained on {part} {found}, these are {digest}: {way_out}")
 
 
+def forget_old(config: Config, folder: Path) -> None:
+    """Removes checkpoints that no rule of the configuration keeps: the newest, one an interval, the best."""
+    training, found = config.training, sorted(_whole(folder), key=images_of)
+    kept = found[-training.keep_checkpoints :]
+    if training.keep_every_images is not None:
+        # The first at or after each multiple; checkpoints lie checkpoint_images apart.
+        kept += [path for path in found if images_of(path) % training.keep_every_images < training.checkpoint_images]
+    if training.keep_best:
+        losses = {path: read_json(path / "state.json")["loss"] for path in found}
+        kept.append(min(found, key=lambda path: float("inf") if losses[path] is None else losses[path]))
+    for path in found:
+        if path not in kept:
+            _remove(path)
+
+
 def _differences(found: Any, wanted: Any) -> str:
     return ", ".join(
         f"{field.name} is {getattr(found, field.name)} where {getattr(wanted, field.name)} is expected"
@@ -147,30 +311,16 @@ def _differences(found: Any, wanted: Any) -> str:
     )
 
 
-def _damaged(checkpoint: Path, reason: str) -> str:
-    return f"{checkpoint} is damaged ({reason}): delete it, and the same command goes on from the one before"
-
-
 def _whole(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.name.isdigit() and (path / "state.json").is_file()]
 
 
-def _forget_old(folder: Path, keep: int) -> None:
-    for path in sorted(_whole(folder), key=images_of)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _forget_partial(folder: Path) -> None:
-    """What a kill left behind."""
-    for path in folder.glob(".*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _remove(checkpoint: Path) -> None:
+    """Under another name first: killed half-way, it must not look whole."""
+    if checkpoint.exists():
+        doomed = checkpoint.with_name(f".{checkpoint.name}.removed.partial")
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -192,8 +192,12 @@ class TrainingConfig:
     """Length of the training, in images seen."""
     batch_size: int = 128
     """Global batch: images an optimizer step, over all processes and accumulation steps."""
-    accumulation: int = 1
-    """Forward and backward passes an optimizer step; a process runs batch_size / (processes * accumulation) images."""
+    accumulation: int | None = None
+    """Forward and backward passes an optimizer step; a process runs batch_size / (processes * accumulation) images at
+    a time. None: as few as the device's memory allows."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block of the network, and compute the rest anew for the backward pass: a third more
+    operations for a fraction of the memory."""
     flip: bool = False
     """Mirror half of the images left to right, and with each its boxes or segments."""
     learning_rate: float = 1e-4
@@ -218,14 +222,29 @@ class TrainingConfig:
     """Attention kernel; `auto`: the fastest that takes the tensors. `sgdm info` says which can be used here."""
     group_norm: GroupNormBackend = "auto"
     """Group norm kernel; `auto`: Triton on a GPU. `plain` leaves it to PyTorch."""
-    zero_stage: Literal[0, 1, 2] = 0
-    """DeepSpeed ZeRO stage: 1 shards the optimizer state over processes, 2 the gradients too."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """DeepSpeed ZeRO stage: 1 shards optimizer state and averages over processes, 2 the gradients too, 3 the weights
+    too. `auto`: the first whose state takes at most half of the device's memory."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where masters, moments and averages lie, other than on the device (ZeRO 1 or more; nvme: 3)."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Where weights lie while they are not needed, other than on the device (ZeRO 3)."""
+    offload_folder: Path | None = None
+    """Folder on the NVMe drive of this machine for what is offloaded to nvme."""
     log_images: int = 10_000
     """Images between two lines of log.jsonl."""
     checkpoint_images: int = 1_000_000
     """Images between two checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_every_images: int | None = None
+    """Checkpoints at multiples of so many images stay for good."""
+    keep_best: bool = False
+    """The checkpoint of the least loss, a mean over the images since the one before it, stays too."""
+    when_diverging: Literal["roll-back", "stop"] = "roll-back"
+    """After skipped_in_a_row: go on from the last checkpoint at half the learning rate, or stop."""
+    skipped_in_a_row: int = 20
+    """Steps without a finite gradient, which are left out, that are too many."""
 
     @property
     def backends(self) -> Backends:
@@ -239,19 +258,26 @@ class TrainingConfig:
             "log_images",
             "checkpoint_images",
             "keep_checkpoints",
+            "keep_every_images",
+            "skipped_in_a_row",
         ):
             value = getattr(self, name)
-            require(value >= 1, f"training.{name} is {value}: give at least 1")
+            require(value is None or value >= 1, f"training.{name} is {value}: give at least 1")
         for name in ("warmup_images", "cooldown_images", "gradient_clip", "weight_decay"):
             require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}: give at least 0")
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: give more than 0")
         require(
-            self.batch_size % self.accumulation == 0,
+            self.accumulation is None or self.batch_size % self.accumulation == 0,
             f"training.batch_size {self.batch_size} is no multiple of training.accumulation {self.accumulation}",
         )
         require(len(self.ema_decays) >= 1, "training.ema_decays is empty: samples are drawn with averaged weights")
         for decay in self.ema_decays:
             require(0 <= decay < 1, f"training.ema_decays holds {decay}: a decay lies in [0, 1)")
+        for name in ("offload_optimizer", "offload_parameters"):
+            require(
+                getattr(self, name) != "nvme" or self.offload_folder is not None,
+                f"training.{name} is nvme: give training.offload_folder, a folder on that drive",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

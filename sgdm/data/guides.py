@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from queue import Empty, Queue
 from typing import NamedTuple, TypeVar
 
@@ -83,7 +83,7 @@ def guided(batches: Iterator[Batch], guides: Guides) -> Iterator[tuple[Batch, Dr
         yield batch, guides.draw(batch.rows.numpy())
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items, each made by a thread while the one before it is in use. What fails there is raised here."""
     ready: Queue[tuple[Item | None, BaseException | None]] = Queue(maxsize=1)
     stopped = threading.Event()

@@ -108,6 +108,11 @@ class Loader:
             )
         return self._train(start_image // self.global_batch, batches_an_epoch)
 
+    def global_rows(self, start_image: int) -> np.ndarray:
+        """int64 [global_batch]: rows of the global batch that begins after `start_image` images, of all ranks."""
+        epoch, batch = divmod(start_image // self.global_batch, len(self) // self.global_batch)
+        return epoch_order(self._seed, epoch, len(self))[batch * self.global_batch : (batch + 1) * self.global_batch]
+
     def once(self) -> Iterator[Batch]:
         """All images of the file in its order, each once, whatever the rank; the last batch may be short."""
         return self.select(np.arange(len(self)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
@@ -35,6 +36,9 @@ class UNet(Pretrained):
     Static shapes and no synchronisation with the host: compiles as one graph. ValueError where an argument
     does not fit the configuration; cluster ids are not checked, since that would wait for the device.
     """
+
+    keeps_activations = True
+    """Set to False, a training step keeps only what enters each stage, and computes the rest again on the way back."""
 
     def __init__(self, config: UNetConfig, backends: Backends = Backends()) -> None:
         super().__init__()
@@ -65,13 +69,18 @@ class UNet(Pretrained):
         x = self.input(x)
         skips = [x]
         for stage in self.encoder:
-            x = stage(x, guide)
+            x = self._run(stage, x, guide)
             skips.append(x)
-        x = self.middle(x, guide)
+        x = self._run(self.middle, x, guide)
         for stage in self.decoder:
-            x = stage(torch.cat((x, skips.pop()), dim=1), guide)
+            x = self._run(stage, torch.cat((x, skips.pop()), dim=1), guide)
         y = F.pixel_shuffle(self.output(self.output_norm(x)), config.patch_size)
         return y.to(dtype, memory_format=torch.channels_last)
+
+    def _run(self, stage: nn.Module, x: Tensor, guide: Guide) -> Tensor:
+        if self.keeps_activations or not torch.is_grad_enabled():
+            return cast(Tensor, stage(x, guide))
+        return cast(Tensor, checkpoint(stage, x, guide, use_reentrant=False))
 
     def _build_encoder(self) -> tuple[nn.ModuleList, list[int]]:
         """The stages on the way down, and the channels of every skip connection, the input's first."""
