@@ -172,9 +172,7 @@ class Meters:
             "loss": _mean(sum(losses), sum(images)),
             "gradient_norm": _mean(norm, stand),
             "loss_by_level": [total / count if count else None for total, count in zip(losses, images, strict=True)],
-            "step_ms": {
-                phase: round(total / max(all_steps, 1), 3) for phase, total in zip(PHASES, times, strict=True)
-            },
+            "step_ms": {phase: round(total / max(all_steps, 1), 3) for phase, total in zip(PHASES, times, strict=True)},
         }
 
 

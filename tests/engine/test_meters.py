@@ -127,9 +127,9 @@ def test_ranges_cost_microseconds() -> None:
 def test_ranges_are_named_in_a_trace() -> None:
     for traced in (False, True):
         meters = Meters(CPU, traced=traced)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            with meters.range("optimizer"):
-                torch.ones(3).sum()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profile, meters.range("optimizer"):
+            torch.ones(3).sum()
         assert ("optimizer" in {event.key for event in profile.key_averages()}) is traced
 
 
