@@ -68,9 +68,13 @@ def matmul_rate(device: torch.device, arithmetic: Arithmetic) -> float:
     # Random numbers: a GPU multiplies zeros faster, since they draw less power.
     left, right = torch.randn(2, size, size, device=device, dtype=dtype)
     product = torch.empty_like(left)
-    shortest = _shortest_on_cuda if device.type == "cuda" else _shortest_on_cpu
+
+    def multiply() -> Tensor:
+        return torch.mm(left, right, out=product)
+
     with _tf32(arithmetic == "tf32"):
-        return 2 * size**3 / shortest(lambda: torch.mm(left, right, out=product))
+        seconds = _shortest_on_cuda(multiply, device) if device.type == "cuda" else _shortest_on_cpu(multiply)
+    return 2 * size**3 / seconds
 
 
 def _shortest_on_cpu(step: Callable[[], object]) -> float:
@@ -86,15 +90,16 @@ def _shortest_on_cpu(step: Callable[[], object]) -> float:
     return seconds
 
 
-def _shortest_on_cuda(step: Callable[[], object]) -> float:
+def _shortest_on_cuda(step: Callable[[], object], device: torch.device) -> float:
     """One after the other, so that launching is hidden behind the step before."""
-    step()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
-    for event in events[:-1]:
-        event.record()
+    with torch.cuda.device(device):
         step()
-    events[-1].record()
-    events[-1].synchronize()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
+        for event in events[:-1]:
+            event.record()
+            step()
+        events[-1].record()
+        events[-1].synchronize()
     return min(start.elapsed_time(end) for start, end in itertools.pairwise(events)) / 1e3
 
 

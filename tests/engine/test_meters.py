@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.meters import LEVELS, PHASES, Meters
+from engine.meters import LEVELS, PHASES, Meters, _StreamClock
 
 CPU = torch.device("cpu")
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -131,6 +131,47 @@ def test_ranges_are_named_in_a_trace() -> None:
         with torch.profiler.profile(activities=activities) as profile, meters.range("optimizer"):
             torch.ones(3).sum()
         assert ("optimizer" in {event.key for event in profile.key_averages()}) is traced
+
+
+class Event:
+    """Stands for CUDA's where there is none: `now` is the device's clock, of which `passed` is over."""
+
+    made, now, passed = 0, 0.0, 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        Event.made += 1
+
+    def record(self, stream: None) -> None:
+        Event.now += 1
+        self.time = Event.now
+
+    def query(self) -> bool:
+        return self.time <= Event.passed
+
+    def synchronize(self) -> None:
+        Event.passed = max(Event.passed, self.time)
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.query() and end.query()
+        return end.time - self.time
+
+
+def test_events_are_read_once_they_have_passed_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    clock = _StreamClock(torch.device("cuda"))
+    for _ in range(2):
+        outer = clock.start()
+        clock.stop("communication", clock.start())  # within: one tick of three
+        clock.stop("backward", outer)
+    Event.passed = 4  # the device has done the first half
+    clock.collect()
+    assert len(clock.pending) == 2 and Event.made == 8
+    clock.stop("data", clock.start())
+    assert Event.made == 8 and Event.passed == 4
+    assert clock.read() == [1.0, 0.0, 6.0, 0.0, 2.0]
+    assert clock.read() == [0.0] * 5 and len(clock.free) == 8
 
 
 @pytest.mark.gpu
