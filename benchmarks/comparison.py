@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from engine.peak import Arithmetic
+
 Step = Callable[[], object]
 """Does the work once. What it returns is dropped."""
-
-Arithmetic = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)

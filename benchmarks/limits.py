@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.comparison import Arithmetic, Comparison, Step
+from benchmarks.comparison import Comparison, Step
 from benchmarks.measure import Meter, meter_of
+from engine.peak import REPEATS, Arithmetic, matmul_rate
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Size of the copied buffer: many times any cache."""
-
-MATRIX_SIZE = {"cpu": 1536, "cuda": 8192}
-REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ class Limits:
         if resource == "copy":
             return self._fastest(device, *_copy(device))
         arithmetic: Arithmetic = resource.removesuffix(" matmul")  # type: ignore[assignment]
-        with _tf32(arithmetic == "tf32"):
-            return self._fastest(device, *_matrix_product(device, arithmetic))
+        return matmul_rate(device, arithmetic)
 
     def _fastest(self, device: torch.device, step: Step, amount: int) -> float:
         meter = self._meter_of(device)
@@ -72,22 +68,3 @@ def _copy(device: torch.device) -> tuple[Step, int]:
     source = torch.rand(size // 4, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * size
-
-
-def _matrix_product(device: torch.device, arithmetic: Arithmetic) -> tuple[Step, int]:
-    size = MATRIX_SIZE[device.type]
-    dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float32
-    # Random numbers: a GPU multiplies zeros faster, since they draw less power.
-    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-    product = torch.empty_like(left)
-    return lambda: torch.mm(left, right, out=product), 2 * size**3
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from engine.peak import one_image
 from engine.recipes import imagenet32, imagenet64
-from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
 from sgdm.models.layers import GroupNorm, SelfAttention
 from sgdm.models.unet import UNet
@@ -85,10 +85,3 @@ def _look_at(kind: type[nn.Module], look: Callable[[Any, tuple[Any, ...]], None]
             if isinstance(module, kind):
                 module.register_forward_pre_hook(look)
         network(*one_image(config))
-
-
-def one_image(config: UNetConfig) -> tuple[Tensor, Tensor, Condition | None]:
-    """Arguments of a network that is guided by cluster or by nothing."""
-    x = torch.zeros(1, config.in_channels, config.image_size, config.image_size)
-    condition = Condition(torch.zeros(1, dtype=torch.long)) if config.num_clusters else None
-    return x, torch.zeros(1), condition

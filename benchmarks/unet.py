@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import Comparison, Step
-from benchmarks.shapes import PAPER, one_image
+from benchmarks.shapes import PAPER
 from benchmarks.stock import stock_network, with_stock_group_norm
 from engine.compilation import Compilation
+from engine.peak import training_flops
 from kernels.group_norm import Backend
 from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
@@ -48,17 +48,10 @@ def training_step(device: torch.device, quick: bool) -> Iterator[Comparison]:
                 f"{weights / 1e6:.1f} M weights, batch {B}",
                 peers,
                 device,
-                flops=3 * B * flops_of_an_image(config),
+                flops=B * training_flops(config),
                 arithmetic="fp32" if device.type == "cpu" else "bf16",
                 images=B,
             )
-
-
-def flops_of_an_image(config: UNetConfig) -> int:
-    """Operations of a forward pass, as torch counts them. The backward pass has twice as many."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        UNet(config)(*one_image(config))
-    return counter.get_total_flops()
 
 
 class _Batch:

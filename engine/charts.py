@@ -158,6 +158,22 @@ def curve_chart(
         return _inline(figure, title)
 
 
+def level_chart(title: str, losses: np.ndarray) -> Markup:
+    """Loss by noise level: one a bin of equal probability, from the least noise to the most; nan where unknown."""
+    levels = (np.arange(len(losses)) + 0.5) / len(losses)
+    with rc_context(STYLE):
+        figure, axes = _chart(title, "noise level, as the quantile it is drawn by")
+        axes.plot(levels, losses, color=ACCENT, marker="o", markersize=5)
+        axes.set_xlim(0, 1)
+        axes.margins(y=0.12)
+        if np.nanmin(losses) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(_short))
+        return _inline(figure, title)
+
+
 def size_histogram(title: str, sizes: np.ndarray) -> Markup:
     """How many clusters have how many images; a dashed line where clusters of one size would be."""
     with rc_context(STYLE):

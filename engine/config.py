@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -245,6 +246,22 @@ class TrainingConfig:
     """After skipped_in_a_row: go on from the last checkpoint at half the learning rate, or stop."""
     skipped_in_a_row: int = 20
     """Steps without a finite gradient, which are left out, that are too many."""
+    wandb: bool = False
+    """Report to Weights & Biases, beside log.jsonl and TensorBoard. Needs its package."""
+    profile: Annotated[str | None, tyro.conf.arg(aliases=("--profile",), metavar="N:M")] = None
+    """Trace the steps n to m after a start, as in 10:12: see RUN/profile."""
+
+    @property
+    def profiled_steps(self) -> range | None:
+        """The steps n to m of profile."""
+        found = re.fullmatch(r"([0-9]+):([0-9]+)", self.profile or "")
+        first, last = map(int, found.groups()) if found else (0, 0)
+        require(
+            self.profile is None or 1 <= first <= last,
+            f"training.profile is {self.profile!r}: give the first and the last step to trace, as in 10:12; the first "
+            "step after a start is 1",
+        )
+        return None if self.profile is None else range(first, last + 1)
 
     @property
     def backends(self) -> Backends:
@@ -265,6 +282,7 @@ class TrainingConfig:
             require(value is None or value >= 1, f"training.{name} is {value}: give at least 1")
         for name in ("warmup_images", "cooldown_images", "gradient_clip", "weight_decay"):
             require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}: give at least 0")
+        _ = self.profiled_steps
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: give more than 0")
         require(
             self.accumulation is None or self.batch_size % self.accumulation == 0,

@@ -30,6 +30,7 @@ PROGRAMS = {
     "sample": "Draw images with averaged weights at every guidance scale.",
     "evaluate": "Compare the samples with real images; write metrics.json and report.html.",
     "scenes": "Write images whose truth is known exactly, as folders of the COCO and the Pascal VOC format.",
+    "top": "All runs under a folder, live: state, progress, speed, loss, use of the device, time left.",
     "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
 }
 
@@ -179,7 +180,7 @@ def main() -> None:
     module = importlib.import_module(f"engine.{program}")
     if program == "info":
         module.main()
-    elif program == "scenes":
+    elif program in ("scenes", "top"):
         module.main(rest)
     else:
         run_program(program, module.run, rest)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine import checkpoint
 from engine.config import Config, load_config
+from engine.meters import LEVELS
 from sgdm.annotate.cluster_set import ClusterSet, load_clusters
 from sgdm.annotate.sets import MANIFEST
 from sgdm.files import read_json
@@ -30,7 +31,7 @@ class Evidence:
     config: Config
     data: dict[str, Any]
     annotation: ClusterSet | None
-    log: list[dict[str, float]]
+    log: list[dict[str, Any]]
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
     samples: dict[float, Path]
@@ -83,6 +84,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_number_or_none(value: object) -> bool:
+    return value is None or is_number(value)
+
+
 def _damaged(path: Path, why: str, stage: str) -> EvidenceError:
     return EvidenceError(f"{path} is damaged ({why}); delete it and run {stage} again")
 
@@ -105,7 +110,7 @@ def _read_annotation(folder: Path, data: dict[str, Any]) -> ClusterSet | None:
     return load_clusters(folder, data["digest"])
 
 
-def _read_log(path: Path) -> list[dict[str, float]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl. A last line without its end is what a kill leaves, and is left out."""
     if not path.exists():
         return []
@@ -120,6 +125,9 @@ def _read_log(path: Path) -> list[dict[str, float]]:
         for key in ("images", "loss", "images_per_second"):
             if not isinstance(row, dict) or not is_number(row.get(key)):
                 raise EvidenceError(f"{path}, line {number}, has no number {key}; remove that line")
+        levels = row.setdefault("loss_by_level", [None] * LEVELS)  # logs of an older version have none
+        if not isinstance(levels, list) or len(levels) != LEVELS or not all(map(_is_number_or_none, levels)):
+            raise EvidenceError(f"{path}, line {number}: loss_by_level is no {LEVELS} numbers; remove that line")
         rows.append(row)
     return rows
 

@@ -20,7 +20,7 @@ class GuardedAdamW(torch.optim.AdamW):
     """float32 scalar, of the last step, before clipping."""
 
     skipped: Tensor
-    """float32 scalar: 1 where the last step was left out, else 0."""
+    """bool scalar: whether the last step was left out."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class GuardedAdamW(torch.optim.AdamW):
         if self._sum_over_shards is not None:
             self._sum_over_shards(squares)
         self.gradient_norm = squares.sqrt()
-        self.found_inf = self.skipped = (~self.gradient_norm.isfinite()).float()
+        self.skipped = ~self.gradient_norm.isfinite()
+        self.found_inf = self.skipped.float()
         if self._gradient_clip:
             self.grad_scale = (self.gradient_norm / self._gradient_clip).clamp(min=1.0)
         super().step(closure)

@@ -135,16 +135,21 @@ def metrics_section(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def curves_section(log: list[dict[str, float]]) -> list[Any]:
+def curves_section(log: list[dict[str, Any]]) -> list[Any]:
     if not log:
         return []
     images, loss, speed = (
         np.array([row[key] for row in log], dtype=float) for key in ("images", "loss", "images_per_second")
     )
-    return [
+    figures = [
         charts.curve_chart("Training loss", images, loss, log_scale=True),
         charts.curve_chart("Throughput, images/s", images, speed, from_zero=True),
     ]
+    last = log[-math.ceil(len(log) / 10) :]
+    by_level = np.ma.masked_invalid(np.array([row["loss_by_level"] for row in last], dtype=float)).mean(axis=0)
+    if by_level.count():
+        figures.append(charts.level_chart("Loss by noise level, last tenth of the log", by_level.filled(np.nan)))
+    return figures
 
 
 def stages_section(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:

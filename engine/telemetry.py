@@ -24,11 +24,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from engine.config import Config, save_config
 from sgdm.files import read_json, write_json
-from sgdm.progress import Advance, ignore
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -44,7 +44,17 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "-")
 
 
-class _Lines:
+class Line:
+    """What moves while work is done. This one is for the processes that nobody watches."""
+
+    suffix = ""
+    """What else is to be seen at the end of the line, from the next call on."""
+
+    def __call__(self, images: int) -> None:
+        """So many more are done."""
+
+
+class _Lines(Line):
     """Progress where there is no terminal (a log file, a pipe): a line now and then instead of a moving bar."""
 
     def __init__(self, name: str, total: int, done: int, interval: float = 15.0) -> None:
@@ -62,28 +72,37 @@ class _Lines:
         left = int((self.total - self.done) / max(rate, 1e-9))
         say(
             f"{self.name}: {self.done:,}/{self.total:,} images, {rate:,.0f} images/s, "
-            f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+            f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}{self.suffix and ', '}{self.suffix}"
         )
+
+
+class _Bar(Line):
+    def __init__(self, bar: Progress, name: str, total: int, done: int) -> None:
+        self.bar = bar
+        self.task = bar.add_task(name, total=total, completed=done, suffix="")
+
+    def __call__(self, images: int) -> None:
+        self.bar.update(self.task, advance=images, suffix=self.suffix)
 
 
 @contextmanager
-def progress(name: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Advance]:
-    """Yields `advance(images)`, which moves a live line: stage, images, images/s, ETA."""
+def progress(name: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Line]:
+    """Yields `advance(images)`, which moves a live line: stage, images, images/s, ETA and `advance.suffix`."""
     if not visible:
-        yield ignore
+        yield Line()
     elif not console.is_terminal:
         yield _Lines(name, total, done)
     else:
-        columns = (
+        columns = (  # on a narrow terminal the bar gives way, and no line ever wraps
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _Rate(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[suffix]}", style="dim"),
         )
         with Progress(*columns, console=console, speed_estimate_period=60) as bar:
-            task = bar.add_task(name, total=total, completed=done)
-            yield lambda images: bar.advance(task, images)
+            yield _Bar(bar, name, total, done)
 
 
 class PeakMemory:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import numpy as np
@@ -16,12 +16,17 @@ from torch import Tensor
 from engine import checkpoint
 from engine.averages import Averages
 from engine.checkpoint import Counters, Saver
+from engine.collectives import timed_collectives
 from engine.compilation import CompileReport, choose, compile_report
-from engine.config import Config, ConfigError
+from engine.config import Config, ConfigError, to_plain
 from engine.distributed import Ranks, computes_in_bf16
+from engine.meters import Meters
 from engine.optimizer import GuardedAdamW
-from engine.record import Interval, Record
+from engine.peak import peak_images_per_second
+from engine.profiling import profiled
+from engine.run_log import RunLog, summary
 from engine.shards import make_shards
+from engine.skipped import Skipped, SkippedSteps
 from engine.step import TrainingStep
 from engine.telemetry import progress, say
 from engine.zero import check_stage, choose_stage, deepspeed_config, device_bytes, guards_itself
@@ -29,7 +34,6 @@ from sgdm.data.guides import Drawn, Guides, guided, one_ahead
 from sgdm.data.loader import Batch, Loader
 from sgdm.diffusion.noise import training_noise
 from sgdm.diffusion.objective import make_objective
-from sgdm.files import atomic_write
 from sgdm.models.unet import UNet
 
 LEAST_LEARNING_RATE_FACTOR = 1 / 16
@@ -105,7 +109,9 @@ class Trainer:
         self.averages = Averages(self.shards.masters, training.ema_decays)
         self.saver = Saver(config, trained_on, ranks)
         self.counters = Counters()
-        self._record = Record()
+        self.meters = Meters(ranks.device, traced=training.profile is not None)
+        self.peak = peak_images_per_second(config.network, ranks.device, bf16) * ranks.world_size
+        self._skipped = SkippedSteps()
         if ranks.first:
             say(
                 f"train: {parameters / 1e6:.2f} M parameters, {ranks.world_size} process(es) on {ranks.device.type}, "
@@ -146,59 +152,66 @@ class Trainer:
 
     def train(self) -> Path:
         """Runs to training.images; returns the last checkpoint."""
-        training = self.config.training
-        log = _Log(self.config.run / "log.jsonl", self.images) if self.ranks.first else None
+        with ExitStack() as stack:
+            return self._train(stack)
+
+    def _train(self, stack: ExitStack) -> Path:
+        training, ranks = self.config.training, self.ranks
+        log = None
+        if ranks.first:
+            plain = to_plain(self.config) if training.wandb else None
+            log = stack.enter_context(RunLog(self.config.run, self.images, self.peak, ranks.device, plain))
+        step_done = stack.enter_context(profiled(training.profiled_steps, self.config.run, ranks))
+        stack.enter_context(timed_collectives(self.meters))
+        advance = stack.enter_context(progress("train", training.images, self.images, visible=ranks.first))
         logged = saved = self.images
         losses: list[float] = []
         batches = self._batches()
-        waited = 0.0
-        with progress("train", training.images, self.images, visible=self.ranks.first) as advance:
-            while self.images < training.images:
-                started = time.monotonic()
+        stack.callback(lambda: batches.close())
+        while self.images < training.images:
+            with self.meters.range("data"):
                 batch, drawn = next(batches)
-                waited += time.monotonic() - started
-                self._record.add(self.images, *self._step(batch, drawn))
-                if self.compilation.compiles and self.compile_report is None:
-                    self.compile_report = compile_report()
-                    if self.ranks.first:
-                        say(f"train: compiled {self.compile_report}")
-                self.counters.images += training.batch_size
-                advance(training.batch_size)
-                self.saver.check()
-                saves = self.images - saved >= training.checkpoint_images or self.images >= training.images
-                if not saves and self.images - logged < training.log_images:
-                    continue
-                interval = self._read_record()
-                if interval.in_a_row >= training.skipped_in_a_row:
-                    self._diverged(interval.in_a_row)
+            self._step(batch, drawn)
+            step_done()
+            self.counters.images += training.batch_size
+            self.saver.check()
+            saves = self.images - saved >= training.checkpoint_images or self.images >= training.images
+            if saves or self.images - logged >= training.log_images:
+                skipped = self._read_skipped()
+                if skipped.in_a_row >= training.skipped_in_a_row:
+                    self._diverged(skipped.in_a_row)
                     batches.close()
                     batches, logged, saved, losses = self._batches(), self.images, self.images, []
                     continue
-                losses += interval.losses
-                if log:
-                    rate = learning_rate(self.config, self.images) * self.counters.learning_rate_factor
-                    log.write(self.images, interval, rate, waited, self.ranks.device)
-                logged, waited = self.images, 0.0
-                if saves:
-                    self.counters.loss = float(np.mean(losses)) if losses else None
-                    last = self.saver.save(self.shards, self.averages, self.counters)
-                    saved, losses = self.images, []
+                reading = self.meters.read(torch.distributed.all_reduce if ranks.world_size > 1 else None)
+                if math.isfinite(reading["loss"]):  # else every step was left out
+                    losses.append(reading["loss"])
+                    if log is not None:
+                        advance.suffix = summary(log.write(self.images, self._learning_rate(), reading))
+                logged = self.images
+            advance(training.batch_size)
+            if saves:
+                self.counters.loss = float(np.mean(losses)) if losses else None
+                last = self.saver.save(self.shards, self.averages, self.counters)
+                saved, losses = self.images, []
         self.saver.wait()
-        self.ranks.wait()  # what the first process completes is of all
+        ranks.wait()  # what the first process completes is of all
         return last
 
     def _batches(self) -> Generator[tuple[Batch, Drawn], None, None]:
         return one_ahead(guided(self.loader.train(self.images), self.guides))
 
-    def _step(self, batch: Batch, drawn: Drawn) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """One optimizer step over this process's part of the global batch: its mean loss, the norm of the gradient of
-        the global batch, and 1 where the step was left out; on the device."""
+    def _learning_rate(self) -> float:
+        return learning_rate(self.config, self.images) * self.counters.learning_rate_factor
+
+    def _step(self, batch: Batch, drawn: Drawn) -> None:
+        """One optimizer step over this process's part of the global batch."""
         training, ranks = self.config.training, self.ranks
         # Dropout: another mask on every process and at every step, and the same one after a resume.
         seeds = np.random.SeedSequence((self.config.seed, self.images, ranks.rank))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.images) * self.counters.learning_rate_factor
+            group["lr"] = self._learning_rate()
         part = slice(ranks.rank * self.local_batch, (ranks.rank + 1) * self.local_batch)
         noise, uniform, drop, flip = training_noise(
             self.config.seed,
@@ -210,47 +223,60 @@ class Trainer:
         )
         dropped = drop < self.config.diffusion.condition_dropout
         flipped = flip < 0.5 if training.flip else None
-        loss_sum = torch.zeros((), device=ranks.device)
         for micro in range(self.accumulation):
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
-            losses = self.engine(
-                batch.image[rows],
-                Drawn(*(None if part is None else part[rows] for part in drawn)),
-                dropped[rows],
-                None if flipped is None else flipped[rows],
-                noise[rows],
-                uniform[rows],
-            )
-            loss = losses.mean()
-            self.engine.backward(loss)
-            self.engine.step()
-            loss_sum += loss.detach()
-        self.averages.update()
-        return loss_sum / self.accumulation, *self._gradient()
+            with self.meters.range("forward"):
+                losses = self.engine(
+                    batch.image[rows],
+                    Drawn(*(None if part is None else part[rows] for part in drawn)),
+                    dropped[rows],
+                    None if flipped is None else flipped[rows],
+                    noise[rows],
+                    uniform[rows],
+                )
+                self.meters.add(losses, uniform[rows])
+            with self.meters.range("backward"):
+                self.engine.backward(losses.mean())
+            with self.meters.range("optimizer"):
+                self.engine.step()
+            self._report_compilation()
+        with self.meters.range("optimizer"):
+            self.averages.update()
+        gradient_norm, skipped = self._gradient()
+        self.meters.step(gradient_norm, skipped)
+        self._skipped.add(self.images, skipped)
 
-    def _gradient(self) -> tuple[Tensor | float, Tensor | float]:
-        """Norm of the last gradient, and 1 where it was not finite and its step left out."""
+    def _report_compilation(self) -> None:
+        """After the first step, what compiling took."""
+        if self.compilation.compiles and self.compile_report is None:
+            self.compile_report = compile_report()
+            if self.ranks.first:
+                say(f"train: compiled {self.compile_report}")
+
+    def _gradient(self) -> tuple[Tensor, Tensor]:
+        """Norm of the last gradient, float32, and whether its step was left out, bool; scalars on the device."""
         if self.guarded:
             optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
             return optimizer.gradient_norm, optimizer.skipped
-        return self.engine.get_global_grad_norm(), float(self.engine.optimizer.overflow)
+        # DeepSpeed knows on the host.
+        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.ranks.device)
+        return norm, torch.tensor(self.engine.optimizer.overflow, device=self.ranks.device)
 
-    def _read_record(self) -> Interval:
-        """The steps since the last log line; the one host sync, a log interval."""
-        interval = self._record.read(self.ranks)
-        if interval.skipped and self.ranks.first:
-            self._tell_skipped(interval)
-        return interval
+    def _read_skipped(self) -> Skipped:
+        skipped = self._skipped.read()
+        if skipped.images and self.ranks.first:
+            self._tell_skipped(skipped.images)
+        return skipped
 
-    def _tell_skipped(self, interval: Interval) -> None:
+    def _tell_skipped(self, skipped: list[int]) -> None:
         """Which images were in the batches without a finite gradient: a line a step in skipped.jsonl."""
         path = self.config.run / "skipped.jsonl"
         with path.open("a", encoding="utf-8") as file:
-            for images in interval.skipped:
+            for images in skipped:
                 ids = self.loader.global_rows(images).tolist()
                 file.write(json.dumps({"images": images, "ids": ids}) + "\n")
         say(
-            f"train: {len(interval.skipped)} step(s) without a finite gradient were left out up to {self.images:,} "
+            f"train: {len(skipped)} step(s) without a finite gradient were left out up to {self.images:,} "
             f"images; {path} has the ids of their images"
         )
 
@@ -271,45 +297,3 @@ class Trainer:
             say(f"train: {what}: back to {last} at {factor:g} of the learning rate")
         self.resume()
         self.counters.learning_rate_factor = factor
-
-
-class _Log:
-    """log.jsonl: a line an interval. Lines past the checkpoint that a run resumes from are dropped."""
-
-    def __init__(self, path: Path, images: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows = [row for line in lines if (row := _parsed(line)) and row["images"] <= images]
-        self.path = path
-        self.images = images
-        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
-        self.last = time.monotonic()
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-    def write(self, images: int, interval: Interval, rate: float, waited: float, device: torch.device) -> None:
-        """`waited`: seconds since the last line for which the step had no batch."""
-        now = time.monotonic()
-        seconds, self.last = now - self.last, now
-        self.seconds += seconds
-        row = {
-            "images": images,
-            "seconds": round(self.seconds, 3),
-            "loss": interval.loss,
-            "images_per_second": round((images - self.images) / seconds, 2),
-            "learning_rate": rate,
-            "loader_share": round(waited / seconds, 4),
-            "gradient_norm": interval.gradient_norm,
-            "skipped_steps": len(interval.skipped),
-        }
-        if device.type == "cuda":
-            row["memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
-        self.images = images
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(line))
-    except ValueError:  # the line that a kill cut short
-        return None

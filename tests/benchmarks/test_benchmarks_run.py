@@ -22,6 +22,7 @@ from benchmarks.measure import Failure, Timing
 from benchmarks.results import Measured, fastest
 from benchmarks.run import run
 from benchmarks.table import duration, notes, table_of
+from engine import peak
 from kernels import dispatch
 
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ FAKES = {case.name: case for case in (Case("sleep", "two naps", sleep), Case("ki
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits_module, "COPY_BYTES", {"cpu": 2**20})
-    monkeypatch.setattr(limits_module, "MATRIX_SIZE", {"cpu": 64})
+    monkeypatch.setattr(peak, "MATRIX_SIZE", {"cpu": 64})
 
 
 @pytest.fixture
@@ -163,15 +164,6 @@ def test_limits_are_measured_once_and_only_where_asked_for() -> None:
     assert first > 0 and list(limits.rates["cpu"]) == ["copy"]
     assert limits.rate(CPU, "copy") is first
     assert limits.rate(CPU, "bf16 matmul") > 0
-
-
-@pytest.mark.gpu
-def test_tf32_is_faster_than_fp32_and_is_switched_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits_module, "MATRIX_SIZE", {"cuda": 4096})
-    limits, device = Limits(), torch.device("cuda")
-    before = torch.backends.cuda.matmul.allow_tf32
-    assert limits.rate(device, "tf32 matmul") > 1.5 * limits.rate(device, "fp32 matmul")
-    assert torch.backends.cuda.matmul.allow_tf32 is before
 
 
 def figures(median: float, samples: int = 10) -> Timing:

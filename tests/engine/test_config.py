@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.config import Config, ConfigError, load_config, save_config, to_plain
-from engine.recipes import RECIPES
+from engine.console import parse
+from engine.recipes import RECIPES, quickstart
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -69,3 +72,25 @@ def test_samples_come_from_an_average_that_is_tracked(config: Config) -> None:
     assert config.ema_decay == 0.9
     with pytest.raises(ConfigError, match=r"0\.7 is not tracked"):
         dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, ema_decay=0.7))
+
+
+@given(st.integers(1, 10**6), st.integers(0, 100))
+def test_profiled_steps_are_first_and_last(first: int, more: int) -> None:
+    training = dataclasses.replace(quickstart().training, profile=f"{first}:{first + more}")
+    steps = training.profiled_steps
+    assert steps is not None and (steps[0], steps[-1]) == (first, first + more)
+    assert dataclasses.replace(training, profile=None).profiled_steps is None
+
+
+@given(st.text(st.sampled_from("0123456789:- .x٣"), max_size=6))
+def test_what_is_no_pair_of_steps_is_refused_by_name(text: str) -> None:
+    try:
+        steps = dataclasses.replace(quickstart().training, profile=text).profiled_steps
+    except ConfigError as error:
+        assert f"training.profile is {text!r}" in str(error)
+    else:
+        assert steps is not None and 1 <= steps[0] <= steps[-1] and text.isascii()
+
+
+def test_profile_has_a_short_name() -> None:
+    assert parse("train", ["--profile", "3:4"]).training.profiled_steps == range(3, 5)

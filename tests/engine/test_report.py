@@ -248,6 +248,7 @@ def test_an_unconditional_run_has_no_gallery_and_promises_none(whole: Folders) -
         ("run/stages.json", b'{"train": {"seconds": "long"}}'),
         ("run/log.jsonl", b'{"images": 1, "loss"\n{}\n'),
         ("run/log.jsonl", b'{"images": 1, "loss": null, "images_per_second": 2}\n'),
+        ("run/log.jsonl", b'{"images": 1, "loss": 1, "images_per_second": 2, "loss_by_level": [1, "2"]}\n'),
         ("run/config.yaml", b"run: [\n"),
         ("run/samples/guidance-2.npz", b"PK\x03\x04 cut short"),
         ("data/train.json", b"{"),
@@ -283,6 +284,17 @@ def test_a_last_log_line_cut_by_a_kill_is_left_out(whole: Folders) -> None:
     with (whole.run / "log.jsonl").open("a") as file:
         file.write('{"images": 1100, "lo')
     assert "1,000 images seen" in Page(whole.write()).sections["training"]
+
+
+def test_the_loss_by_noise_level_is_that_of_the_last_tenth(whole: Folders) -> None:
+    before = whole.write()
+    rows = [{"images": n, "loss": 1.0, "images_per_second": 50.0, "loss_by_level": [None] * 10} for n in range(1, 21)]
+    rows[18]["loss_by_level"] = [8.0, None] + [0.5] * 8
+    rows[19]["loss_by_level"] = [2.0, None] + [0.5] * 8
+    (whole.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "Loss by noise level" in whole.write() and "Loss by noise level" not in before
+    figure = charts.level_chart("Levels", np.array([5.0, np.nan, 0.5]))
+    assert 'aria-label="Levels"' in figure and "quantile" in figure
 
 
 def test_a_failure_while_writing_leaves_no_half_page(whole: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
