@@ -143,7 +143,7 @@ def test_a_file_that_is_missing_is_damage(run: Run) -> None:
 
 def test_nothing_whole_is_an_error_and_not_a_new_run(run: Run) -> None:
     (run.save(8) / "state" / "00000.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="every checkpoint .* is damaged, the newest one: .*move them away"):
+    with pytest.raises(CheckpointError, match=r"every checkpoint .* is damaged, the newest one: .*move them away"):
         run.load()
 
 

@@ -1,4 +1,4 @@
-"""Two processes on a CPU: the stages of ZeRO train alike, and a run that is killed goes on bit for bit, or as others."""
+"""Two processes on a CPU: the stages of ZeRO train alike; a killed run goes on bit for bit, on others it goes on too."""
 
 from __future__ import annotations
 
