@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from sgdm.averaging import Profile
 from sgdm.models.config import UNetConfig
-from sgdm.models.pretrained import CONFIG, WEIGHTS, PretrainedError, read_config
+from sgdm.models.pretrained import CONFIG, WEIGHTS, read_config
 from sgdm.models.unet import UNet
 
 LENGTH = "length-"
@@ -87,7 +87,7 @@ def _open(folder: Path, network: UNet) -> Any:
         config = read_config(folder / CONFIG, architecture="UNet")
         file = safe_open(folder / WEIGHTS, framework="pt")
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (PretrainedError, SafetensorError, OSError) as error:
+    except (ValueError, SafetensorError, OSError) as error:  # PretrainedError is a ValueError
         raise SnapshotError(f"{folder} is missing or damaged ({error}): {way_out}") from error
     if config != network.config or shapes != expected:
         raise SnapshotError(f"{folder} is of another architecture than the run: {way_out}")

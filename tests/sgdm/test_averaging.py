@@ -146,7 +146,8 @@ def test_more_snapshots_are_nearer() -> None:
 def test_averages_that_are_nearly_alike_do_not_blow_up() -> None:
     times = 10**10 - np.arange(300)[::-1] * 1_000
     found = nearest_combination(Profile(0.06, 10**10), stored_at(times, 0.05, 0.0501, 0.1))
-    assert np.abs(found.weights).sum() < 20 and found.error < 0.05
+    assert found.error < 0.01
+    assert np.linalg.norm(found.weights) * np.finfo(np.float32).eps < 1e-5  # what rounding of the stored ones costs
 
 
 @pytest.mark.parametrize("wanted", [Profile(0.04, 400_000), Profile(0.075, 400_000), Profile(0.15, 200_000)])
