@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.integrate import quad
 
-from sgdm.averaging import LONGEST, Profile, gamma_of_length, inner_products, nearest_combination, power_decay
+from sgdm.averaging import (
+    LONGEST,
+    Profile,
+    gamma_of_length,
+    inner_products,
+    nearest_combination,
+    power_decay,
+    step_is_due,
+)
 
 lengths = st.floats(0.01, 0.28)
 ends = st.integers(1, 10**10)
@@ -68,6 +76,27 @@ def test_steps_of_any_size_leave_every_step_its_share_of_the_profile(length: flo
 
 def test_the_first_step_forgets_what_was_there() -> None:
     assert power_decay(gamma_of_length(0.05), 0, 128) == 0
+
+
+def test_steps_that_are_due_are_large_enough_for_float32() -> None:
+    """Weights that are 0.1 % of their size ahead, late in 10^10 images: an average that steps every 1,000 images stays
+    where it is, one that steps when it is due follows."""
+    gamma, start, weights = gamma_of_length(0.05), 9 * 10**9, np.float32(1.001)
+    still = average = np.float32(1)
+    last = start
+    for now in range(start + 1_000, start + 30_000_000, 1_000):
+        still += np.float32(1 - power_decay(gamma, now - 1_000, now)) * (weights - still)
+        if step_is_due(last, now):
+            average += np.float32(1 - power_decay(gamma, last, now)) * (weights - average)
+            last = now
+    assert still == 1
+    assert float(average - 1) == pytest.approx(0.001 * (1 - (start / last) ** (gamma + 1)), rel=0.05)
+    assert average > 1.00005
+
+
+def test_early_every_step_is_due() -> None:
+    assert step_is_due(0, 128) and step_is_due(128, 256) and step_is_due(10**6, 10**6 + 128)
+    assert not step_is_due(10**9, 10**9 + 128)
 
 
 def test_a_step_goes_forward() -> None:
