@@ -26,6 +26,7 @@ from sgdm.annotate.names import (
     Objective,
     SegmentFinder,
 )
+from sgdm.averaging import LONGEST
 from sgdm.files import atomic_write, fingerprint
 from sgdm.models.config import UNetConfig
 from sgdm.models.layers import Backends
@@ -41,6 +42,14 @@ class ConfigError(ValueError):
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def require_lengths(name: str, lengths: tuple[float, ...]) -> None:
+    """Of averages: see sgdm/averaging.py."""
+    require(
+        all(0 < length < LONGEST for length in lengths) and len(set(lengths)) == len(lengths),
+        f"{name} is {lengths}: give different lengths between 0 and {LONGEST:.4f}, such as 0.05",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +222,12 @@ class TrainingConfig:
     """Largest gradient norm; 0: no clipping, as in the paper."""
     ema_decays: tuple[float, ...] = (0.9999,)
     """Decay a step of each average of the weights, ramped as min(decay, (1 + n) / (10 + n)) at step n."""
+    ema_lengths: tuple[float, ...] = ()
+    """Relative lengths sigma_rel of power-function averages kept in snapshots for `sgdm ema`, e.g. 0.05 0.1; none: no
+    snapshots."""
+    snapshot_images: int = 1_000_000
+    """Images between two snapshots of them, one network a length each, all of them kept; there is always one at the
+    end. A sixteenth of the training gives every length between two kept ones."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision; weights, averages, norms and loss stay fp32. `auto`: bf16 where the device is fast at it."""
     compile: Choice = "auto"
@@ -273,6 +288,7 @@ class TrainingConfig:
             "batch_size",
             "accumulation",
             "log_images",
+            "snapshot_images",
             "checkpoint_images",
             "keep_checkpoints",
             "keep_every_images",
@@ -296,6 +312,23 @@ class TrainingConfig:
                 getattr(self, name) != "nvme" or self.offload_folder is not None,
                 f"training.{name} is nvme: give training.offload_folder, a folder on that drive",
             )
+        require_lengths("training.ema_lengths", self.ema_lengths)
+        require(
+            not self.ema_lengths or self.snapshot_images < self.images,
+            f"training.snapshot_images is {self.snapshot_images:,}, so that the only snapshot is that at the end, of "
+            f"{self.images:,} images: give about a sixteenth of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosthocConfig:
+    lengths: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--length",))] = ()
+    """For `sgdm ema`: relative lengths sigma_rel of the averages that it makes of the snapshots, e.g. 0.05 0.075."""
+    images: int | None = None
+    """Where these averages end, in images seen; none: at the last snapshot."""
+
+    def __post_init__(self) -> None:
+        require_lengths("posthoc.lengths", self.lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +347,8 @@ class SamplingConfig:
     """Noise levels sigma (low, high) between which guidance acts; outside, one conditional pass. None: everywhere."""
     ema_decay: float | None = None
     """Which average of the weights draws the samples; none: the first of training.ema_decays."""
+    ema_length: float | None = None
+    """Draw with the average of this length that `sgdm ema` has made, instead of one of training.ema_decays."""
     batch_size: int = 250
     """Images a forward pass; has no effect on the images."""
     layout: Annotated[Path | None, tyro.conf.arg(aliases=("--layout",))] = None
@@ -325,6 +360,10 @@ class SamplingConfig:
             require(value >= 1, f"sampling.{name} is {value}: give at least 1")
         require(self.images >= SMALLEST_SET, f"sampling.images is {self.images}: metrics need {SMALLEST_SET}")
         require(len(self.guidance_scales) >= 1, "sampling.guidance_scales is empty: give at least one, such as 2")
+        require(
+            self.ema_decay is None or self.ema_length is None,
+            f"sampling.ema_decay is {self.ema_decay} and sampling.ema_length {self.ema_length}: give one of them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +399,7 @@ class Config:
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig
+    posthoc: PosthocConfig = field(default_factory=PosthocConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

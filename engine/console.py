@@ -27,12 +27,16 @@ PROGRAMS = {
     "prepare": "Images from a source into train.beton (FFCV), with a manifest.",
     "annotate": "Features of the prepared images, without any label, and their clusters.",
     "train": "Train the guided network. On several GPUs: deepspeed engine/train.py [recipe] [--field value ...]",
+    "ema": "Averages of the weights of any length, made after training of its snapshots: give --length.",
     "sample": "Draw images with averaged weights at every guidance scale.",
     "evaluate": "Compare the samples with real images; write metrics.json and report.html.",
     "scenes": "Write images whose truth is known exactly, as folders of the COCO and the Pascal VOC format.",
     "top": "All runs under a folder, live: state, progress, speed, loss, use of the device, time left.",
     "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
 }
+
+MODULES = {"ema": "posthoc"}
+"""Of engine/, where it is not called like the program."""
 
 
 class Action(NamedTuple):
@@ -177,7 +181,7 @@ def main() -> None:
     if program not in PROGRAMS:
         nearest = difflib.get_close_matches(program, PROGRAMS, n=3, cutoff=0.4) or list(PROGRAMS)
         _fail(f"sgdm: there is no program {program}; nearest: {', '.join(nearest)}", 2)
-    module = importlib.import_module(f"engine.{program}")
+    module = importlib.import_module(f"engine.{MODULES.get(program, program)}")
     if program == "info":
         module.main()
     elif program in ("scenes", "top"):

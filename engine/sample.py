@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from engine import checkpoint, compilation, distributed, telemetry
+from engine import checkpoint, compilation, distributed, posthoc, telemetry
 from engine.config import Config, to_plain
 from engine.console import run_program
 from engine.distributed import Ranks
@@ -66,9 +66,10 @@ def make_plan(config: Config) -> Plan:
         raise ValueError(f"{config.run} has no checkpoint: run train first")
     guidance = load_guidance(config, data_digest)
     checkpoint.check(last, config, guidance.trained_on)
-    weights = checkpoint.average_folder(last, config.ema_decay)
+    tracked = config.sampling.ema_length is None
+    weights = checkpoint.average_folder(last, config.ema_decay) if tracked else posthoc.find(config)
     sampling = to_plain(config.sampling)
-    del sampling["guidance_scales"], sampling["batch_size"], sampling["layout"]
+    del sampling["guidance_scales"], sampling["batch_size"], sampling["layout"], sampling["ema_length"]
     common = fingerprint(
         sha256_file(weights / "model.safetensors"),
         to_plain(config.diffusion),

@@ -47,7 +47,7 @@ class Pretrained(nn.Module):
         where the configuration differs from `expected`, and where the hub cannot be reached.
         """
         folder = _local_folder(source)
-        config = _read_config(folder / CONFIG, architecture=cls.__name__)
+        config = read_config(folder / CONFIG, architecture=cls.__name__)
         if expected is not None and config != expected:
             raise PretrainedError(f"{source} is of another architecture: {_differences(config, expected)}")
         network = cls(config, **arguments)
@@ -79,7 +79,8 @@ def _is_hub_name(source: str) -> bool:
     return bool(owner and slash and name) and "/" not in name and owner not in (".", "..", "~")
 
 
-def _read_config(path: Path, architecture: str) -> UNetConfig:
+def read_config(path: Path, architecture: str) -> UNetConfig:
+    """The configuration of a saved network. PretrainedError where it is missing, damaged or of another architecture."""
     values = _existing(path, read_json)
     found = values.pop("architecture", None) if isinstance(values, dict) else None
     if found != architecture:

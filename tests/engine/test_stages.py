@@ -1,4 +1,4 @@
-"""Two processes on a CPU: the stages of ZeRO train alike; a killed run goes on bit for bit, on others it goes on too."""
+"""Two processes on a CPU: the stages of ZeRO train alike; a killed run goes on bit for bit, and on others."""
 
 from __future__ import annotations
 
