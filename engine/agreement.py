@@ -105,8 +105,8 @@ class Agreement:
             if self._lost.is_set():
                 raise self._error()
             return
-        # A collective of a lost process fails before the watch knows why.
-        if _of_collective(error) and self._lost.wait(2 * BEAT_SECONDS):
+        # A collective may fail seconds before the watch knows why: each notices when its own neighbours are gone.
+        if _of_collective(error) and self._lost.wait(LEAVE_SECONDS):
             raise self._error() from error
         self._abandoned.set()
 

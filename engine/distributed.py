@@ -106,6 +106,18 @@ def initialize() -> Ranks:
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
+def restarts(ranks: Ranks) -> int:
+    """How many times torchrun or SLURM has started this run again. All processes call it.
+
+    Each torchrun counts only what failed on its own host (pytorch/pytorch#108158): the largest count is everybody's.
+    """
+    told = [int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    count = torch.tensor(sum(told), device=ranks.device)
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+    return int(count)
+
+
 def _device_of(placement: launcher.Placement) -> torch.device:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // placement.local_world_size))

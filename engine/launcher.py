@@ -40,6 +40,7 @@ def placement(environment: Mapping[str, str]) -> Placement | None:
     Raises LauncherError naming what is missing or wrong.
     """
     if "RANK" in environment:
+        _refuse_stale_store(environment)
         said = dict(environment)
     elif slurm.in_step(environment):
         said = _of_slurm(environment)
@@ -57,14 +58,21 @@ def placement(environment: Mapping[str, str]) -> Placement | None:
     return _checked(said)
 
 
-def restarts(environment: Mapping[str, str]) -> int:
-    """How many times torchrun or SLURM has started this run again."""
-    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) + int(environment.get("SLURM_RESTART_COUNT", "0"))
-
-
 def _in_job(environment: Mapping[str, str]) -> bool:
     """Scripts of SLURM jobs set MASTER_ADDR for the steps to come."""
     return "SLURM_JOB_ID" in environment
+
+
+def _refuse_stale_store(environment: Mapping[str, str]) -> None:
+    """torchrun lets its processes meet in a store of its own that outlives them: those it starts again find addresses
+    of the dead there, and wait for them (pytorch/pytorch#135712)."""
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise LauncherError(
+            "torchrun --max-restarts would start processes again that find the addresses of dead ones: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give it --standalone (one host) or "
+            "--rdzv-backend c10d --rdzv-endpoint FIRST_HOST:PORT (several)"
+        )
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from engine import console, distributed, launcher
+from engine import console, distributed
 from engine.agreement import GO_ON, SAVE_AND_STOP, Agreement
 from engine.stopping import Stop, Stopping
 
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     folder, steps, fault, victim = Path(arguments[0]), *(arguments[1:] + ["20", "none", "-1"][len(arguments) - 1 :])
     ranks = distributed.initialize()
-    attempt = launcher.restarts(os.environ)
+    attempt = distributed.restarts(ranks)
     total = torch.tensor([ranks.rank])
     torch.distributed.all_reduce(total)
     ranks.wait()

@@ -252,7 +252,7 @@ def test_a_process_that_hangs_is_found(cluster: Cluster) -> None:
 
 
 def test_torchrun_starts_again_and_the_second_attempt_knows(cluster: Cluster) -> None:
-    start_torchrun(cluster, "20", "kill", "3", restarts=2)
+    start_torchrun(cluster, "20", "kill", "3", restarts=2, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     assert set(cluster.statuses(600)) == {0}, cluster.logs()
     assert not cluster.seen(0)
     check_whole(cluster, attempt=1)

@@ -109,13 +109,24 @@ def test_one_process_a_host_needs_no_local_rank() -> None:
     assert placement(pod) == Placement(2, 0, 4, 1, "train-0.train", 29500)
 
 
-def test_restarts_of_either_kind_count() -> None:
-    assert launcher.restarts({}) == 0
-    assert launcher.restarts({"TORCHELASTIC_RESTART_COUNT": "2"}) == 2
-    assert launcher.restarts({"SLURM_RESTART_COUNT": "1"}) == 1
+def test_restarts_of_torchrun_need_a_store_of_their_own() -> None:
+    elastic = {**TORCHRUN, "TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with pytest.raises(LauncherError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        placement(elastic)
+    assert placement({**elastic, "TORCHELASTIC_USE_AGENT_STORE": "False"}) is not None
+    assert placement({**elastic, "TORCHELASTIC_MAX_RESTARTS": "0"}) is not None
 
 
-NUMBERS = st.lists(st.integers(0, 300), min_size=1, max_size=5, unique=True)
+def test_restarts_of_either_kind_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = distributed.alone(torch.device("cpu"))
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.restarts(ranks) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert distributed.restarts(ranks) == 3
+
+
 WORDS = st.text(string.ascii_lowercase, min_size=1, max_size=4)
 
 
