@@ -21,6 +21,7 @@ import tyro
 import kernels
 from engine.config import Config, ConfigError, load_config
 from engine.recipes import RECIPES
+from engine.stopping import RESUME, ResumeError
 from engine.telemetry import errors, say
 
 PROGRAMS = {
@@ -137,6 +138,8 @@ def guard(program: str, work: Callable[[], None]) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, signal.SIG_IGN)
         _fail(f"{program}: interrupted; the same command goes on from the last whole point", 130)
+    except ResumeError as error:
+        _fail(f"{program}: {error}", RESUME)
     except torch.OutOfMemoryError as error:
         _fail(
             f"{program}: out of memory ({error}): raise training.accumulation, or lower training.batch_size, "

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed
+
+from engine import launcher
+from engine.telemetry import say
 
 # Said here, DeepSpeed neither searches for an accelerator nor warns that it found none.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+
+PATIENCE = timedelta(minutes=30)
+"""For how long a collective waits for a process that lives: it may compile, or write a checkpoint, longer than others.
+
+One that died is found at once by engine/agreement.py, in training, or by the launcher."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +82,95 @@ def cpu_features() -> set[str]:
 
 def join() -> Ranks:
     """The processes of a launcher, or this one alone, which then needs no group."""
-    return initialize() if "RANK" in os.environ else alone(default_device())
+    return alone(default_device()) if launcher.placement(os.environ) is None else initialize()
 
 
 def initialize() -> Ranks:
-    """Joins the process group that the launcher describes in the environment, or a group of this process alone."""
-    if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
-        )
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    """Joins the process group that the launcher describes in the environment, or a group of this process alone.
+
+    Raises LauncherError where the environment describes only half of it.
+    """
+    placement = launcher.placement(os.environ)
+    if placement is None:
+        placement = launcher.Placement(0, 0, 1, 1, "127.0.0.1", _free_port())
+    os.environ.update(placement.variables())
+    device = _device_of(placement)
     # Its shared-memory all-reduce for CPUs would be compiled first, for a minute; killed meanwhile, it leaves a lock
     # that every later run waits for without end. Gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    with _announced(placement):
+        _choose_interface(placement)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False, timeout=PATIENCE
+        )
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def restarts(ranks: Ranks) -> int:
+    """How many times torchrun or SLURM has started this run again. All processes call it.
+
+    Each torchrun counts only what failed on its own host (pytorch/pytorch#108158): the largest count is everybody's.
+    """
+    told = [int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    count = torch.tensor(sum(told), device=ranks.device)
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+    return int(count)
+
+
+def _device_of(placement: launcher.Placement) -> torch.device:
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // placement.local_world_size))
+        return torch.device("cpu")
+    devices = torch.cuda.device_count()
+    # srun --gpus-per-task shows every process its own GPU alone.
+    index = 0 if devices == 1 and "SLURM_LOCALID" in os.environ else placement.local_rank
+    if index >= devices:
+        raise launcher.LauncherError(
+            f"LOCAL_RANK is {index}, but this host shows {devices} GPU(s): start one process a GPU on every host"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _announced(placement: launcher.Placement) -> Iterator[None]:
+    """A process that waits for others says for whom: a wrong address shows in no other way until PATIENCE is over."""
+    timer = threading.Timer(
+        30,
+        lambda: say(
+            f"process {placement.rank} of {placement.world_size} ({socket.gethostname()}) still waits for the others "
+            f"at {placement.master_addr}:{placement.master_port}"
+        ),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _choose_interface(placement: launcher.Placement) -> None:
+    """Gloo speaks over the interface of this host's own name, which is often 127.0.1.1 or of another network: on
+    several hosts it is told the one that leads to the first of them."""
+    if placement.world_size == placement.local_world_size or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            placement.master_addr, placement.master_port, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:  # init_distributed says which address it cannot reach
+        return
+    if ipaddress.ip_address(own).is_loopback:
+        return
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == own for address in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 @functools.cache
