@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent: checkpoints/<images seen>/.
 
-`state/` has weights and moments as whole tensors by name, a file a process; `ema-<decay>/` the averages as
-`UNet.save_pretrained` folders, which are what anyone else should load; state.json the counters, and the SHA-256 of
+`state/` has weights and moments as whole tensors by name, a file a process; `ema-<decay>/` and `length-<length>/` the
+averages as `UNet.save_pretrained` folders, which are what anyone else should load; state.json the counters, and the SHA-256 of
 every file. Nothing in it depends on the number of processes or the ZeRO stage, so any other number and stage goes on
 from it, and nothing is pickled.
 """
@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.averages import Averages
+from engine.averages import Averages, decay_name
 from engine.config import Config, load_config, save_config
 from engine.distributed import Ranks
 from engine.shards import MOMENTS, Shards
@@ -41,7 +42,6 @@ class Counters:
     """What a run has come to, beside its tensors."""
 
     images: int = 0
-    average_steps: int = 0
     learning_rate_factor: float = 1.0
     """Halved at every roll-back."""
     loss: float | None = None
@@ -49,7 +49,7 @@ class Counters:
 
 
 def average_folder(checkpoint: Path, decay: float) -> Path:
-    return checkpoint / f"ema-{decay:g}"
+    return checkpoint / decay_name(decay)
 
 
 def newest(run: Path) -> Path | None:
@@ -87,10 +87,15 @@ class Saver:
                 raise self._cannot(counters.images, error) from error
         self._ranks.wait()
         state = self._gather_state(shards)
-        own_averages = self._gather_averages(shards, averages)
+        own_averages = {
+            name: tensors
+            for number, name in enumerate(averages.shards)
+            if (tensors := gather(shards, averages.shards[name], number % self._ranks.world_size, self._ranks))
+        }
         facts = {
             **dataclasses.asdict(counters),
             "average_steps": averages.steps,
+            "averages_stretched_at": averages.stretched_at,
             "optimizer_steps": shards.steps,
             "trained_on": self._trained_on,
             "processes": self._ranks.world_size,
@@ -123,21 +128,11 @@ class Saver:
                     mine[f"{part}/{shards.names[index]}"] = whole.to("cpu", torch.float32, copy=True).contiguous()
         return mine
 
-    def _gather_averages(self, shards: Shards, averages: Averages) -> dict[float, dict[str, Tensor]]:
-        """The averages that this process writes, whole; the processes take turns."""
-        mine: dict[float, dict[str, Tensor]] = {}
-        for number, (decay, tensors) in enumerate(averages.shards.items()):
-            for index, name in enumerate(shards.names):
-                whole = shards.gather(index, tensors)
-                if number % self._ranks.world_size == self._ranks.rank:
-                    mine.setdefault(decay, {})[name] = whole.to("cpu", copy=True)
-        return mine
-
     def _write(
         self,
         partial: Path,
         state: dict[str, Tensor],
-        own_averages: dict[float, dict[str, Tensor]],
+        own_averages: dict[str, dict[str, Tensor]],
         facts: dict[str, Any],
     ) -> None:
         rank = self._ranks.rank
@@ -145,8 +140,9 @@ class Saver:
             written = [partial / "state" / f"{rank:05}.safetensors"]
             with atomic_write(written[0]) as temporary:
                 save_file(state, temporary)
-            for decay, tensors in own_averages.items():
-                written += save_network(self._config, tensors, average_folder(partial, decay))
+            for name, tensors in own_averages.items():
+                make_network(self._config, tensors).save_pretrained(partial / name)
+                written += sorted((partial / name).iterdir())
             digests = {str(path.relative_to(partial)): sha256_file(path) for path in written}
             write_json(partial / f"done-{rank:05}.json", digests)
             if self._ranks.first:
@@ -194,13 +190,23 @@ def owners(shards: Shards, world_size: int) -> list[int]:
     return found
 
 
-def save_network(config: Config, tensors: dict[str, Tensor], folder: Path) -> list[Path]:
-    """A folder that UNet.from_pretrained loads; its files."""
+def gather(shards: Shards, tensors: Sequence[Tensor], owner: int, ranks: Ranks) -> dict[str, Tensor]:
+    """Whole tensors by name, on the host, of shards laid out as masters: for the process `owner`, {} for the others,
+    which must call it too."""
+    mine = {}
+    for index, name in enumerate(shards.names):
+        whole = shards.gather(index, tensors)
+        if ranks.rank == owner:
+            mine[name] = whole.to("cpu", torch.float32, copy=True).contiguous()
+    return mine
+
+
+def make_network(config: Config, tensors: dict[str, Tensor]) -> UNet:
+    """The run's network with these weights."""
     with torch.device("meta"):
         network = UNet(config.network)
     network.load_state_dict(tensors, assign=True)
-    network.save_pretrained(folder)
-    return sorted(folder.iterdir())
+    return network
 
 
 def load_newest(
@@ -247,8 +253,7 @@ def _load(checkpoint: Path, shards: Shards, averages: Averages) -> Counters:
     file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     moments = {name: shards.moments(name) for name in MOMENTS}
     kept = {
-        decay: (tensors, safe_open(average_folder(checkpoint, decay) / WEIGHTS, "pt"))
-        for decay, tensors in averages.shards.items()
+        name: (tensors, safe_open(checkpoint / name / WEIGHTS, "pt")) for name, tensors in averages.shards.items()
     }
     device = shards.device
     for index, name in enumerate(shards.names):
@@ -262,7 +267,7 @@ def _load(checkpoint: Path, shards: Shards, averages: Averages) -> Counters:
         for tensors, file in kept.values():
             shards.scatter(index, read(file, name), tensors)
     shards.steps = facts["optimizer_steps"]
-    averages.steps = facts["average_steps"]
+    averages.steps, averages.stretched_at = facts["average_steps"], facts["averages_stretched_at"]
     return Counters(**{field.name: facts[field.name] for field in dataclasses.fields(Counters)})
 
 
@@ -276,11 +281,10 @@ def check(checkpoint: Path, config: Config, trained_on: dict[str, str | None]) -
     ):
         if found != wanted:
             raise CheckpointError(f"{checkpoint} is of another {what}: {_differences(found, wanted)}: {way_out}")
-    for decay in config.training.ema_decays:
-        if decay not in trained.training.ema_decays:
-            raise CheckpointError(
-                f"{checkpoint} has no average of decay {decay:g} (it has {trained.training.ema_decays}): {way_out}"
-            )
+    for field in ("ema_decays", "ema_lengths"):
+        kept, asked = getattr(trained.training, field), getattr(config.training, field)
+        if not set(asked) <= set(kept):
+            raise CheckpointError(f"{checkpoint} has averages of {field} {kept}, not of {asked}: {way_out}")
     found_on = read_json(checkpoint / "state.json")["trained_on"]
     for part, digest in trained_on.items():
         if found_on.get(part) != digest:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 from engine import checkpoint, distributed, telemetry
 from engine.config import Config
 from engine.console import run_program
-from engine.guidance import load_guidance, make_guides
+from engine.distributed import Ranks
+from engine.guidance import Guidance, load_guidance, make_guides
+from engine.run_lock import run_lock
 from engine.trainer import Trainer
 from sgdm.data.beton import check_beton
 from sgdm.data.loader import Loader
@@ -19,6 +24,12 @@ def run(config: Config) -> None:
     if last is not None:
         checkpoint.check(last, config, guidance.trained_on)
     ranks = distributed.initialize()
+    with run_lock(config.run) if ranks.first else nullcontext():
+        _train(config, beton, guidance, ranks)
+
+
+def _train(config: Config, beton: Path, guidance: Guidance, ranks: Ranks) -> None:
+    last = checkpoint.newest(config.run)
     if last is not None and checkpoint.images_of(last) >= config.training.images:
         if ranks.first:
             telemetry.skip("train", last)

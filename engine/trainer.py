@@ -7,14 +7,16 @@ import math
 from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import deepspeed
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine import checkpoint
-from engine.averages import Averages
+from engine import checkpoint, snapshots
+from engine.agreement import GO_ON, SAVE_AND_STOP, Agreement
+from engine.averages import Averages, length_name
 from engine.checkpoint import Counters, Saver
 from engine.collectives import timed_collectives
 from engine.compilation import CompileReport, choose, compile_report
@@ -28,6 +30,7 @@ from engine.run_log import RunLog, summary
 from engine.shards import make_shards
 from engine.skipped import Skipped, SkippedSteps
 from engine.step import TrainingStep
+from engine.stopping import Stop, Stopping
 from engine.telemetry import progress, say
 from engine.zero import check_stage, choose_stage, deepspeed_config, device_bytes, guards_itself
 from sgdm.data.guides import Drawn, Guides, guided, one_ahead
@@ -106,7 +109,7 @@ class Trainer:
             config=deepspeed_config(training, self.stage, self.micro_batch, self.accumulation, ranks),
         )
         self.shards = make_shards(network, self.engine, ranks)
-        self.averages = Averages(self.shards.masters, training.ema_decays)
+        self.averages = Averages(self.shards.masters, training.ema_decays, training.ema_lengths)
         self.saver = Saver(config, trained_on, ranks)
         self.counters = Counters()
         self.meters = Meters(ranks.device, traced=training.profile is not None)
@@ -144,11 +147,16 @@ class Trainer:
                 say(f"train: {line}: going on from the one before it")
             if last is not None:
                 say(f"train: going on from {last}")
+            snapshots.forget_after(self.config.run, self.images)
 
     @property
     def images(self) -> int:
         """Seen so far."""
         return self.counters.images
+
+    @property
+    def _finished(self) -> bool:
+        return self.images >= self.config.training.images
 
     def train(self) -> Path:
         """Runs to training.images; returns the last checkpoint."""
@@ -163,25 +171,30 @@ class Trainer:
             log = stack.enter_context(RunLog(self.config.run, self.images, self.peak, ranks.device, plain))
         step_done = stack.enter_context(profiled(training.profiled_steps, self.config.run, ranks))
         stack.enter_context(timed_collectives(self.meters))
+        stopping = stack.enter_context(Stopping())
+        agreement = stack.enter_context(Agreement(ranks))
         advance = stack.enter_context(progress("train", training.images, self.images, visible=ranks.first))
-        logged = saved = self.images
+        logged = saved = snapped = self.images
         losses: list[float] = []
         batches = self._batches()
         stack.callback(lambda: batches.close())
-        while self.images < training.images:
+        while not self._finished:
+            if agreement.agree(SAVE_AND_STOP if stopping.asked else GO_ON) == SAVE_AND_STOP:
+                self._stop(stopping.asked, saved)
             with self.meters.range("data"):
                 batch, drawn = next(batches)
             self._step(batch, drawn)
             step_done()
             self.counters.images += training.batch_size
             self.saver.check()
-            saves = self.images - saved >= training.checkpoint_images or self.images >= training.images
+            saves = self.images - saved >= training.checkpoint_images or self._finished
             if saves or self.images - logged >= training.log_images:
                 skipped = self._read_skipped()
                 if skipped.in_a_row >= training.skipped_in_a_row:
                     self._diverged(skipped.in_a_row)
                     batches.close()
-                    batches, logged, saved, losses = self._batches(), self.images, self.images, []
+                    batches, losses = self._batches(), []
+                    logged = saved = snapped = self.images
                     continue
                 reading = self.meters.read(torch.distributed.all_reduce if ranks.world_size > 1 else None)
                 if math.isfinite(reading["loss"]):  # else every step was left out
@@ -190,6 +203,9 @@ class Trainer:
                         advance.suffix = summary(log.write(self.images, self._learning_rate(), reading))
                 logged = self.images
             advance(training.batch_size)
+            if self.averages.lengths and (self.images - snapped >= training.snapshot_images or self._finished):
+                self._take_snapshot()
+                snapped = self.images
             if saves:
                 self.counters.loss = float(np.mean(losses)) if losses else None
                 last = self.saver.save(self.shards, self.averages, self.counters)
@@ -241,7 +257,7 @@ class Trainer:
                 self.engine.step()
             self._report_compilation()
         with self.meters.range("optimizer"):
-            self.averages.update()
+            self.averages.update(self.images + training.batch_size)
         gradient_norm, skipped = self._gradient()
         self.meters.step(gradient_norm, skipped)
         self._skipped.add(self.images, skipped)
@@ -278,6 +294,27 @@ class Trainer:
         say(
             f"train: {len(skipped)} step(s) without a finite gradient were left out up to {self.images:,} "
             f"images; {path} has the ids of their images"
+        )
+
+    def _take_snapshot(self) -> None:
+        """For averages that are made after training (sgdm ema)."""
+        networks = {}
+        for length in self.averages.lengths:
+            tensors = checkpoint.gather(self.shards, self.averages.shards[length_name(length)], 0, self.ranks)
+            if self.ranks.first:
+                networks[length] = checkpoint.make_network(self.config, tensors)
+        if self.ranks.first:
+            snapshots.save(self.config.run, self.images, networks)
+
+    def _stop(self, signal: str | None, saved: int) -> NoReturn:
+        """Saves what is not saved, and leaves with the status that asks to be started again."""
+        if self.images > saved:
+            self.saver.save(self.shards, self.averages, self.counters)
+        self.saver.wait()
+        self.ranks.wait()
+        raise Stop(
+            f"asked to stop ({signal or 'another process was'}) at {self.images:,} images; saved in "
+            f"{checkpoint.newest(self.config.run)}: the same command goes on"
         )
 
     def _diverged(self, in_a_row: int) -> None:

@@ -38,7 +38,7 @@ class Run:
         for parameter in self.network.parameters():
             parameter.grad = torch.randn(parameter.shape)
         self.optimizer.step()
-        self.averages.update()
+        self.averages.update(self.averages.steps * 16 + 16)
 
     def save(self, images: int, loss: float | None = None) -> Path:
         path = self.saver.save(self.shards, self.averages, Counters(images=images, loss=loss))
@@ -71,7 +71,7 @@ def test_everything_comes_back(run: Run, config: Config) -> None:
     other = Run(config, seed=1)
     last, counters, damaged = other.load()
     assert last == config.run / "checkpoints" / "32" and damaged == []
-    assert counters == Counters(images=32, average_steps=2, loss=0.5)
+    assert counters == Counters(images=32, loss=0.5)
     assert all(torch.equal(one, two) for one, two in zip(run.tensors(), other.tensors(), strict=True))
     assert other.shards.steps == 2 and other.averages.steps == 2
     for both in (run, other):
@@ -83,7 +83,7 @@ def test_everything_comes_back(run: Run, config: Config) -> None:
 def test_averages_are_networks_to_load(run: Run) -> None:
     path = run.save(16)
     network = UNet.from_pretrained(checkpoint.average_folder(path, 0.9), expected=run.config.network)
-    for found, expected in zip(network.parameters(), run.averages.shards[0.9], strict=True):
+    for found, expected in zip(network.parameters(), run.averages.shards["ema-0.9"], strict=True):
         assert torch.equal(found, expected)
 
 
@@ -207,9 +207,9 @@ def test_averages_follow_the_ramp() -> None:
     expected = {decay: weight.clone() for decay in (0.9999, 0.2)}
     for step in range(4):
         weight += 1.0
-        averages.update()
+        averages.update(16 * step + 16)
         for decay, average in expected.items():
             kept = min(decay, (1 + step) / (10 + step))
             expected[decay] = kept * average + (1 - kept) * weight
     for decay, average in expected.items():
-        torch.testing.assert_close(averages.shards[decay][0], average)
+        torch.testing.assert_close(averages.shards[f"ema-{decay:g}"][0], average)
