@@ -23,10 +23,11 @@ def noise(
     """Standard normal float32 [B, C, H, W], channels_last, and uniform float32 [4, B] in [0, 1).
 
     Philox4x32-10 (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3, section 3.3), a cipher of a counter
-    of 128 bits under a key of 64: the key is `seed`, in 0 .. 2^64-1, and the counter of an image its number in
-    `positions`, int64 [B], two words, then the place in the image by four values, and the stream: 0 for the normals,
-    which Box and Muller's transform makes, 1 for the uniforms. Places count along channels_last memory of `shape`
-    (C, H, W). The uniforms are the same on every device and backend, the normals so to float32 rounding.
+    of 128 bits under a key of 64. The key is `seed`, in 0 .. 2^64-1. The counter is the image's number in `positions`,
+    int64 [B], in two words, low first; a block of the image; and the stream: 0 for the normals, by the transform of
+    Box and Muller (1958), 1 for the uniforms, of block 0. With N = ceil(C H W / 4) blocks, the four normals of block n
+    are at n, n + N, n + 2 N and n + 3 N of an image of `shape` (C, H, W) in channels_last memory.
+    Uniforms are the same on every device and backend, normals to float32 rounding.
     Compiled, other positions of as many images compile nothing anew, and another seed does.
     "auto" is the Triton kernel on a GPU and the plain twin elsewhere.
     ValueError for a seed or positions that do not fit, and for a backend that cannot run.

@@ -1,6 +1,6 @@
 """Triton kernel of noise: Philox4x32-10 and Box and Muller's transform, written once, in whole vectors.
 
-A thread makes the four normals of a counter, which lie side by side in channels_last memory.
+A thread takes four counters that follow each other: each of their four words gives a vector, in a quarter of the image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from triton.language.extra import libdevice
 INTERPRETED = triton.knobs.runtime.interpret
 """TRITON_INTERPRET=1: the kernel runs on CPU tensors, slowly, to be tested without a GPU."""
 
-TILE = 256  # counters of a program: two a thread
+TILE = 256  # counters of a program
+WARPS = TILE // (4 * 32)
 
 
 if INTERPRETED:
@@ -51,19 +52,19 @@ def _uniform(word):
 @triton.jit(do_not_specialize=["seed", "B"])
 def noise_kernel(positions, normal, uniform, seed, B, values: tl.constexpr, tile: tl.constexpr):
     """`normal` [B, values], `uniform` [4, B]."""
-    programs: tl.constexpr = (values + 4 * tile - 1) // (4 * tile)
+    blocks: tl.constexpr = (values + 3) // 4
+    programs: tl.constexpr = (blocks + tile - 1) // tile
     image = (tl.program_id(0) // programs).to(tl.int64)
     program = tl.program_id(0) % programs
     position = tl.load(positions + image)
     low, high = position.to(tl.uint32), (position >> 32).to(tl.uint32)
 
-    words = tl.philox(seed, low, high, program * tile + tl.arange(0, tile), 0)
-    first, second = _normals(words[0], words[1])
-    third, fourth = _normals(words[2], words[3])
-    # [tile, 2, 2], whose last axis holds the first and second, then the third and fourth.
-    four = tl.join(tl.join(first, third), tl.join(second, fourth))
-    place = program * (4 * tile) + tl.arange(0, 4 * tile)
-    tl.store(normal + image * values + place, tl.reshape(four, [4 * tile]), mask=place < values)
+    block = program * tile + tl.arange(0, tile)
+    words = tl.philox(seed, low, high, block, 0)
+    quarters = _normals(words[0], words[1]) + _normals(words[2], words[3])
+    for i in tl.static_range(4):
+        place = i * blocks + block
+        tl.store(normal + image * values + place, quarters[i], mask=(block < blocks) & (place < values))
 
     if program == 0:
         other_words = tl.philox(seed, low, high, 0, 1)
@@ -76,7 +77,8 @@ def noise(seed: int, positions: Tensor, shape: Sequence[int]) -> tuple[Tensor, T
     normal, uniform = empty(positions, shape)
     B, values = len(positions), math.prod(shape)
     if normal.numel():
-        noise_kernel[(B * math.ceil(values / (4 * TILE)),)](positions, normal, uniform, seed, B, values, TILE)
+        programs = math.ceil(math.ceil(values / 4) / TILE)
+        noise_kernel[(B * programs,)](positions, normal, uniform, seed, B, values, TILE, num_warps=WARPS)
     return normal, uniform
 
 

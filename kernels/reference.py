@@ -64,8 +64,8 @@ def noise(seed: int, positions: Tensor, shape: tuple[int, int, int]) -> tuple[Te
     low, high = positions, positions >> 32
     block = torch.arange(math.ceil(values / 4), device=positions.device)
     words = philox(seed, (low[:, None], high[:, None], block, torch.zeros_like(block)))
-    normal = torch.stack((*_normals(words[0], words[1]), *_normals(words[2], words[3])), dim=-1)
-    normal = normal.view(-1, normal.shape[1] * 4)[:, :values].reshape(-1, H, W, C).permute(0, 3, 1, 2)
+    normal = torch.cat((*_normals(words[0], words[1]), *_normals(words[2], words[3])), dim=1)
+    normal = normal[:, :values].reshape(-1, H, W, C).permute(0, 3, 1, 2)
     words = philox(seed, (low, high, torch.zeros_like(low), torch.ones_like(low)))
     # A float32 holds 24 bits: more would round up to 1.
     uniform = torch.stack([(word >> 8).float() * 2**-24 for word in words])
@@ -78,7 +78,7 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[T
     Words are the low 32 bits of int64 tensors, which broadcast. Returns four words in int64.
     """
     # A mask also hides a counter that counts from Inductor, whose C++ multiplies the steps of an index in 32 bits.
-    a, b, c, d = (word & _WORD for word in counter)
+    a, b, c, d = torch.broadcast_tensors(*(word & _WORD for word in counter))
     for round_number in range(10):
         # The key's words grow with the rounds by the golden ratio and by sqrt(3) - 1, as fractions of 2^32.
         low_key = (seed + round_number * 0x9E3779B9) & _WORD
@@ -86,9 +86,13 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[T
         # The factors 0xD2511F53 and 0xCD9E8D57 less 2^32: their products with a word, all of 64 bits, do not overflow
         # int64, which a compiler takes to be impossible. Low halves are the same, high halves less by the word.
         first, second = (0xD2511F53 - 2**32) * a, (0xCD9E8D57 - 2**32) * c
-        first_high, second_high = (first >> 32) + a, (second >> 32) + c
         # Low halves are cut out only at the end: what is above them is masked with what they enter.
-        a, b, c, d = (second_high ^ b ^ low_key) & _WORD, second, (first_high ^ d ^ high_key) & _WORD, first
+        a, b, c, d = (
+            (second >> 32).add_(c).bitwise_xor_(b).bitwise_xor_(low_key).bitwise_and_(_WORD),
+            second,
+            (first >> 32).add_(a).bitwise_xor_(d).bitwise_xor_(high_key).bitwise_and_(_WORD),
+            first,
+        )
     return a, b & _WORD, c, d & _WORD
 
 

@@ -80,8 +80,10 @@ def compile_noise(values: int, capability: int) -> dict[str, Any]:
     return {
         "kernel": "noise",
         "map": f"{values} values",
-        "whole_vectors": ["STG"] if values % 4 == 0 else [],
-        **compile_kernel(kernel, signature, {"values": values, "tile": noise_triton.TILE}, 4, capability),
+        "whole_vectors": ["STG"] if values % 16 == 0 else [],
+        **compile_kernel(
+            kernel, signature, {"values": values, "tile": noise_triton.TILE}, noise_triton.WARPS, capability
+        ),
     }
 
 
