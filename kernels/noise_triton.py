@@ -37,7 +37,7 @@ else:
 
 @triton.jit
 def _normals(radius, angle):
-    """Two standard normals of two words, see reference.noise."""
+    """Two standard normals of two words, as in kernels/reference.py."""
     radius = tl.sqrt_rn(-2.0 * tl.log(radius.to(tl.float32) * 2**-32 + 2**-33))
     half_turns = (angle ^ 0x80000000).to(tl.int32, bitcast=True).to(tl.float32) * 2**-31
     cosine, sine = _cosine_and_sine(half_turns)

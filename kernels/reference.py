@@ -103,5 +103,5 @@ def _normals(radius: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Two standard normals of two words (Box and Muller 1958)."""
     # From the middle of the word's interval of 2^-32, so that the logarithm never sees 0, and no value passes 6.8.
     length = (-2 * (radius.float() * 2**-32 + 2**-33).log()).sqrt()
-    turn = (angle - 2**31).float() * (math.pi * 2**-31)
-    return length * turn.cos(), length * turn.sin()
+    around_zero = (angle - 2**31).float() * (math.pi * 2**-31)  # where float32 is finest
+    return length * around_zero.cos(), length * around_zero.sin()
