@@ -15,6 +15,7 @@ from benchmarks.shapes import PAPER, NormShape, attention_shapes, group_norm_sha
 from engine.compilation import Compilation
 from kernels import attention as attention_kernels
 from kernels import group_norm as group_norm_kernels
+from kernels import noise as noise_kernels
 from kernels import reference
 from kernels.ema import ema_update as foreach_ema_update
 from sgdm.models.config import UNetConfig
@@ -114,6 +115,41 @@ def ema_update(device: torch.device, quick: bool) -> Iterator[Comparison]:
         device,
         bytes=size * (1 + 2 * len(DECAYS)),
     )
+
+
+def noise(device: torch.device, quick: bool) -> Iterator[Comparison]:
+    """Of images by their numbers, next to the generator of PyTorch, which draws in turn."""
+    for size in (32, 64):
+        for B in _batches(device, quick, (64, 1024)):
+            yield _noise_of(B, (3, size, size), device, compiles=device.type == "cuda" or not quick)
+
+
+def _noise_of(B: int, shape: tuple[int, int, int], device: torch.device, compiles: bool) -> Comparison:
+    torch._dynamo.reset()
+    positions = torch.arange(B, device=device)
+    functions: dict[str, Callable[..., object]] = {"plain": partial(noise_kernels.noise, backend="plain")}
+    if compiles:
+        functions["inductor"] = torch.compile(functions["plain"], fullgraph=True, dynamic=False)
+    if device.type == "cuda":
+        functions["triton"] = partial(noise_kernels.noise, backend="triton")
+
+    def stock_noise() -> tuple[Tensor, Tensor]:
+        return torch.randn(B, *shape, device=device), torch.rand(4, B, device=device)
+
+    normal, uniform = stock_noise()
+    return Comparison(
+        f"{B}x{'x'.join(map(str, shape))}",
+        {
+            "torch.randn": lambda: stock_noise,
+            **{name: partial(_drawing, function, positions, shape) for name, function in functions.items()},
+        },
+        device,
+        bytes=positions.nbytes + normal.nbytes + uniform.nbytes,
+    )
+
+
+def _drawing(function: Callable[..., object], positions: Tensor, shape: tuple[int, int, int]) -> Step:
+    return lambda: function(0, positions, shape)
 
 
 def _comparisons(

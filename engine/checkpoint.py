@@ -252,9 +252,7 @@ def _load(checkpoint: Path, shards: Shards, averages: Averages) -> Counters:
     files = [safe_open(path, "pt") for path in sorted((checkpoint / "state").glob("*.safetensors"))]
     file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     moments = {name: shards.moments(name) for name in MOMENTS}
-    kept = {
-        name: (tensors, safe_open(checkpoint / name / WEIGHTS, "pt")) for name, tensors in averages.shards.items()
-    }
+    kept = {name: (tensors, safe_open(checkpoint / name / WEIGHTS, "pt")) for name, tensors in averages.shards.items()}
     device = shards.device
     for index, name in enumerate(shards.names):
 

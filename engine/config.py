@@ -404,7 +404,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed is {self.seed}: give at least 0")
+        require(0 <= self.seed < 2**64, f"seed is {self.seed}: give 0 to 2^64 - 1")
         try:
             _ = self.network
         except ValueError as error:

@@ -12,6 +12,7 @@ from engine import distributed
 from engine.telemetry import console
 from kernels.attention import attention_backends
 from kernels.group_norm import refusal as group_norm_refusal
+from kernels.noise import refusal as noise_refusal
 
 PACKAGES = (
     "sgdm",
@@ -69,7 +70,9 @@ def main() -> None:
 def kernel_reasons(device: torch.device) -> dict[str, str]:
     """What computes each operation of kernels/ on this device."""
     reason = group_norm_refusal("triton", device)
+    noise_reason = noise_refusal("triton", device)
     return {
         "group_norm": "Triton" if reason is None else f"PyTorch, fused by torch.compile (the Triton kernel {reason})",
+        "noise": "Triton" if noise_reason is None else f"PyTorch (the Triton kernel {noise_reason})",
         "ema_update": f"PyTorch foreach on {device.type}",
     }

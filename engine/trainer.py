@@ -228,14 +228,10 @@ class Trainer:
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        part = slice(ranks.rank * self.local_batch, (ranks.rank + 1) * self.local_batch)
+        first_image = self.images + ranks.rank * self.local_batch
+        shape = (3, *batch.image.shape[2:])
         noise, uniform, drop, flip = training_noise(
-            self.config.seed,
-            self.images,
-            training.batch_size,
-            part,
-            (3, *batch.image.shape[2:]),
-            ranks.device,
+            self.config.seed, first_image, self.local_batch, shape, ranks.device
         )
         dropped = drop < self.config.diffusion.condition_dropout
         flipped = flip < 0.5 if training.flip else None

@@ -5,6 +5,7 @@ Written in operations that torch.compile fuses.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -54,3 +55,53 @@ def _per_channel(statistic: Tensor, C: int) -> Tensor:
     """[B, G] to [B, C]."""
     B, G = statistic.shape
     return statistic[:, :, None].expand(B, G, C // G).reshape(B, C)
+
+
+def noise(seed: int, positions: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Twin of kernels.noise.noise. Arguments are not checked."""
+    C, H, W = shape
+    values = C * H * W
+    low, high = positions, positions >> 32
+    block = torch.arange(math.ceil(values / 4), device=positions.device)
+    words = philox(seed, (low[:, None], high[:, None], block, torch.zeros_like(block)))
+    normal = torch.cat((*_normals(words[0], words[1]), *_normals(words[2], words[3])), dim=1)
+    normal = normal[:, :values].reshape(-1, H, W, C).permute(0, 3, 1, 2)
+    words = philox(seed, (low, high, torch.zeros_like(low), torch.ones_like(low)))
+    # A float32 holds 24 bits: more would round up to 1.
+    uniform = torch.stack([(word >> 8).float() * 2**-24 for word in words])
+    return normal.contiguous(memory_format=torch.channels_last), uniform
+
+
+def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011, section 3.3) of four words of a counter, under the 64 bits of `seed`.
+
+    Words are the low 32 bits of int64 tensors, which broadcast. Returns four words in int64.
+    """
+    # A mask also hides a counter that counts from Inductor, whose C++ multiplies the steps of an index in 32 bits.
+    a, b, c, d = torch.broadcast_tensors(*(word & _WORD for word in counter))
+    for round_number in range(10):
+        # The key's words grow with the rounds by the golden ratio and by sqrt(3) - 1, as fractions of 2^32.
+        low_key = (seed + round_number * 0x9E3779B9) & _WORD
+        high_key = ((seed >> 32) + round_number * 0xBB67AE85) & _WORD
+        # The factors 0xD2511F53 and 0xCD9E8D57 less 2^32: their products with a word, all of 64 bits, do not overflow
+        # int64, which a compiler takes to be impossible. Low halves are the same, high halves less by the word.
+        first, second = (0xD2511F53 - 2**32) * a, (0xCD9E8D57 - 2**32) * c
+        # Low halves are cut out only at the end: what is above them is masked with what they enter.
+        a, b, c, d = (
+            (second >> 32).add_(c).bitwise_xor_(b).bitwise_xor_(low_key).bitwise_and_(_WORD),
+            second,
+            (first >> 32).add_(a).bitwise_xor_(d).bitwise_xor_(high_key).bitwise_and_(_WORD),
+            first,
+        )
+    return a, b & _WORD, c, d & _WORD
+
+
+_WORD = 2**32 - 1
+
+
+def _normals(radius: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Two standard normals of two words (Box and Muller 1958)."""
+    # From the middle of the word's interval of 2^-32, so that the logarithm never sees 0, and no value passes 6.8.
+    length = (-2 * (radius.float() * 2**-32 + 2**-33).log()).sqrt()
+    around_zero = (angle - 2**31).float() * (math.pi * 2**-31)  # where float32 is finest
+    return length * around_zero.cos(), length * around_zero.sin()

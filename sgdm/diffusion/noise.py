@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels import noise as noise_kernels
+
 
 class NoiseSource:
     """The noise of sampled images: a draw of an image is a function of (seed, image number, draw number) alone.
@@ -59,23 +61,18 @@ class TrainingNoise(NamedTuple):
 
 
 def training_noise(
-    seed: int,
-    images_seen: int,
-    global_batch: int,
-    part: slice,
-    shape: tuple[int, int, int],
-    device: torch.device | str,
+    seed: int, first_image: int, count: int, shape: tuple[int, int, int], device: torch.device | str
 ) -> TrainingNoise:
-    """The randomness of `part` of a global batch: a function of (seed, images seen, place in the global batch).
+    """The randomness of the images first_image .. first_image + count - 1 of a run.
 
-    Every caller draws the whole global batch and keeps its part. The price is memory written for numbers thrown
-    away: 50 MB for 1,024 images of 3 x 64 x 64, which a CPU core takes 0.1 s for. Numbers are drawn on the
-    device and differ between kinds of devices. `shape` is (C, H, W) of one image.
+    An image of a run is numbered by the images seen before its batch plus its place in the global batch, and what it
+    gets is a function of (seed, number, place in the image) alone, see kernels/noise.py: whoever trains on it draws
+    the same, and nobody draws more than their own. Levels, drops and flips are the same on every kind of device, and
+    noise is to float32 rounding. `shape` is (C, H, W) of one image.
+    ValueError for a seed outside 0 .. 2^64-1 and for images outside 0 .. 2^63-1.
     """
-    generator = torch.Generator(device)
-    # The hash of NumPy's SeedSequence, so that near seeds and near times give unrelated streams.
-    generator.manual_seed(int(np.random.SeedSequence((seed, images_seen)).generate_state(1, np.uint64)[0]))
-    level, drop = torch.rand(2, global_batch, device=device, generator=generator)
-    noise = torch.randn(global_batch, *shape, device=device, generator=generator)
-    flip = torch.rand(global_batch, device=device, generator=generator)
-    return TrainingNoise(noise[part].contiguous(memory_format=torch.channels_last), level[part], drop[part], flip[part])
+    if not 0 <= first_image <= first_image + count <= 2**63 - 1:
+        raise ValueError(f"images {first_image} .. {first_image} + {count} of a run: they are numbered 0 .. 2^63-1")
+    noise, uniform = noise_kernels.noise(seed, torch.arange(first_image, first_image + count, device=device), shape)
+    level, drop, flip, _ = uniform
+    return TrainingNoise(noise, level, drop, flip)

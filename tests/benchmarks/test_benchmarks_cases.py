@@ -101,6 +101,18 @@ def test_peers_of_ema_update_move_every_average() -> None:
         peer()()
 
 
+def test_peers_of_noise_draw_as_much() -> None:
+    found = comparisons("noise")
+    assert list(found) == ["2x3x32x32", "2x3x64x64"]
+    comparison = found["2x3x64x64"]
+    assert comparison.bytes == 2 * 8 + 4 * (2 * 3 * 64 * 64 + 4 * 2)
+    assert list(comparison.peers) == ["torch.randn", "plain"]
+    for peer in comparison.peers.values():
+        normal, uniform = peer()()
+        assert normal.shape == (2, 3, 64, 64) and uniform.shape == (4, 2)
+        assert normal.dtype == uniform.dtype == torch.float32
+
+
 def test_the_stock_network_is_the_same_function_in_the_other_layout() -> None:
     torch.manual_seed(0)
     ours = trained(UNet(TINY)).eval()

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import group_norm_triton
+from kernels import group_norm_triton, noise_triton
 
 # Channels, groups, pixels: of the paper's network at 64 px and 32 px, ADM's, and what fits no power of two.
 MAPS = (
@@ -36,13 +36,14 @@ MAPS = (
     (40, 40, 35),
     (12, 3, 35),
 )
+# Values of an image: of 64 px and of 32 px, and what fills no vectors.
+IMAGES = (3 * 64 * 64, 3 * 32 * 32, 3 * 5 * 7)
 POINTERS = {"x", "y", "dx", "dy", "scale", "shift"}
 FLOATS = {"eps"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def compile_group_norm(direction: str, C: int, groups: int, pixels: int, dtype: str, capability: int) -> dict[str, Any]:
-    """The resources and memory instructions of one kernel."""
     kernel = getattr(group_norm_triton, f"{direction}_kernel")
     tile = group_norm_triton.choose_tile(C, C // groups, pixels, {"bf16": 2, "fp16": 2, "fp32": 4}[dtype])
     constants = {
@@ -58,34 +59,53 @@ def compile_group_norm(direction: str, C: int, groups: int, pixels: int, dtype: 
     }
     signature = {}
     for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in POINTERS:
+        if name in POINTERS:
             signature[name] = f"*{dtype}"
         elif name.endswith("stride"):
             signature[name] = "i32"
         else:
             signature[name] = "fp32" if name in FLOATS else "*fp32"
-    aligned = {
-        (position,): [["tt.divisibility", 16]]
-        for position, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name.endswith("stride")
-    }
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs=aligned,
-    )
-    values_per_thread = getattr(group_norm_triton, f"VALUES_PER_THREAD_{direction.upper()}")
-    num_warps = tile.num_warps(values_per_thread)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
-    resources, instructions = disassemble(compiled.asm["cubin"])
+    num_warps = tile.num_warps(getattr(group_norm_triton, f"VALUES_PER_THREAD_{direction.upper()}"))
     return {
         "kernel": f"group_norm {direction}",
         "map": f"C{C} groups{groups} pixels{pixels} {dtype}",
+        "whole_vectors": ["LDG", "STG"] if C * (4 if dtype == "fp32" else 2) % 16 == 0 else [],
+        **compile_kernel(kernel, signature, constants, num_warps, capability),
+    }
+
+
+def compile_noise(values: int, capability: int) -> dict[str, Any]:
+    kernel = noise_triton.noise_kernel
+    signature = {"positions": "*i64", "normal": "*fp32", "uniform": "*fp32", "seed": "i64", "B": "i32"}
+    return {
+        "kernel": "noise",
+        "map": f"{values} values",
+        "whole_vectors": ["STG"] if values % 16 == 0 else [],
+        **compile_kernel(
+            kernel, signature, {"values": values, "tile": noise_triton.TILE}, noise_triton.WARPS, capability
+        ),
+    }
+
+
+def compile_kernel(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], num_warps: int, capability: int
+) -> dict[str, Any]:
+    """The resources and memory instructions of one kernel; its pointers and strides are multiples of 16."""
+    aligned = {
+        (position,): [["tt.divisibility", 16]]
+        for position, name in enumerate(kernel.arg_names)
+        if name not in constants and (signature[name].startswith("*") or name.endswith("stride"))
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs=aligned,
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    resources, instructions = disassemble(compiled.asm["cubin"])
+    return {
         "capability": capability,
-        "aligned": C * (4 if dtype == "fp32" else 2) % 16 == 0,
         "threads": 32 * num_warps,
         "registers": resources["REG"],
         "stack_bytes": resources["STACK"],
@@ -110,9 +130,12 @@ def disassemble(cubin: bytes) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def main() -> None:
-    dtypes, capabilities = (argument.split(",") for argument in sys.argv[1:])
-    cases = itertools.product(("forward", "backward"), MAPS, dtypes, map(int, capabilities))
-    print(json.dumps([compile_group_norm(direction, *sizes, dtype, cc) for direction, sizes, dtype, cc in cases]))
+    dtypes = sys.argv[1].split(",")
+    capabilities = [int(capability) for capability in sys.argv[2].split(",")]
+    cases = itertools.product(("forward", "backward"), MAPS, dtypes, capabilities)
+    kernels = [compile_group_norm(direction, *sizes, dtype, cc) for direction, sizes, dtype, cc in cases]
+    kernels += [compile_noise(values, cc) for values, cc in itertools.product(IMAGES, capabilities)]
+    print(json.dumps(kernels))
 
 
 if __name__ == "__main__":
