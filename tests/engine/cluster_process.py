@@ -53,7 +53,7 @@ def main() -> None:
                     time.sleep(1000)
             flag = SAVE_AND_STOP if stop.asked else GO_ON
             # Any flag may be sent; here the step with the rank in it shows that all see the same one.
-            agreed.append(agreement.agree(10 * step + ranks.rank if int(steps) < 100 else flag))
+            agreed.append(agreement.agree(10 * step + 10 + ranks.rank if int(steps) < 100 else flag))
             if agreed[-1] == SAVE_AND_STOP:
                 break
             torch.distributed.all_reduce(total.clone())

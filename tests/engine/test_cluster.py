@@ -176,7 +176,7 @@ def check_whole(cluster: Cluster, attempt: int = 0) -> None:
     for process in seen:
         assert process["world_size"] == 4 and process["total"] == 0 + 1 + 2 + 3 and process["attempt"] == attempt
         # Of every step the flag of rank 3, one step later.
-        assert process["agreed"] == [0, *(10 * step + 3 for step in range(19))]
+        assert process["agreed"] == [0, *(10 * step + 13 for step in range(19))]
 
 
 def test_two_nodes_of_two_processes(cluster: Cluster, start: Start) -> None:
