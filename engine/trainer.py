@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
@@ -28,7 +27,7 @@ from engine.peak import peak_images_per_second
 from engine.profiling import profiled
 from engine.run_log import RunLog, summary
 from engine.shards import make_shards
-from engine.skipped import Skipped, SkippedSteps
+from engine.skipped import SkippedSteps
 from engine.step import TrainingStep
 from engine.stopping import Stop, Stopping
 from engine.telemetry import progress, say
@@ -45,6 +44,10 @@ LEAST_LEARNING_RATE_FACTOR = 1 / 16
 
 class DivergedError(ValueError):
     """Steps without a finite gradient, again and again."""
+
+
+class _DivergingError(Exception):
+    """As many in a row as training.skipped_in_a_row."""
 
 
 def learning_rate(config: Config, images: int) -> float:
@@ -160,8 +163,12 @@ class Trainer:
 
     def train(self) -> Path:
         """Runs to training.images; returns the last checkpoint."""
-        with ExitStack() as stack:
-            return self._train(stack)
+        while True:
+            try:
+                with ExitStack() as stack:
+                    return self._train(stack)
+            except _DivergingError as error:
+                self._roll_back(str(error))
 
     def _train(self, stack: ExitStack) -> Path:
         training, ranks = self.config.training, self.ranks
@@ -174,10 +181,9 @@ class Trainer:
         stopping = stack.enter_context(Stopping())
         agreement = stack.enter_context(Agreement(ranks))
         advance = stack.enter_context(progress("train", training.images, self.images, visible=ranks.first))
-        logged = saved = snapped = self.images
-        losses: list[float] = []
-        batches = self._batches()
-        stack.callback(lambda: batches.close())
+        saved, losses = self.images, []
+        batches = one_ahead(guided(self.loader.train(self.images), self.guides))
+        stack.callback(batches.close)
         while not self._finished:
             if agreement.agree(SAVE_AND_STOP if stopping.asked else GO_ON) == SAVE_AND_STOP:
                 self._stop(stopping.asked, saved)
@@ -187,25 +193,17 @@ class Trainer:
             step_done()
             self.counters.images += training.batch_size
             self.saver.check()
-            saves = self.images - saved >= training.checkpoint_images or self._finished
-            if saves or self.images - logged >= training.log_images:
-                skipped = self._read_skipped()
-                if skipped.in_a_row >= training.skipped_in_a_row:
-                    self._diverged(skipped.in_a_row)
-                    batches.close()
-                    batches, losses = self._batches(), []
-                    logged = saved = snapped = self.images
-                    continue
+            saves = self._is_due(training.checkpoint_images)
+            if saves or self._is_due(training.log_images):
+                self._check_skipped()
                 reading = self.meters.read(torch.distributed.all_reduce if ranks.world_size > 1 else None)
                 if math.isfinite(reading["loss"]):  # else every step was left out
                     losses.append(reading["loss"])
                     if log is not None:
                         advance.suffix = summary(log.write(self.images, self._learning_rate(), reading))
-                logged = self.images
             advance(training.batch_size)
-            if self.averages.lengths and (self.images - snapped >= training.snapshot_images or self._finished):
+            if self.averages.lengths and self._is_due(training.snapshot_images):
                 self._take_snapshot()
-                snapped = self.images
             if saves:
                 self.counters.loss = float(np.mean(losses)) if losses else None
                 last = self.saver.save(self.shards, self.averages, self.counters)
@@ -214,8 +212,9 @@ class Trainer:
         ranks.wait()  # what the first process completes is of all
         return last
 
-    def _batches(self) -> Generator[tuple[Batch, Drawn], None, None]:
-        return one_ahead(guided(self.loader.train(self.images), self.guides))
+    def _is_due(self, every: int) -> bool:
+        """Whether the last step came to a multiple of `every` images, or to the end: no matter where a start was."""
+        return self.images // every != (self.images - self.config.training.batch_size) // every or self._finished
 
     def _learning_rate(self) -> float:
         return learning_rate(self.config, self.images) * self.counters.learning_rate_factor
@@ -274,11 +273,12 @@ class Trainer:
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.ranks.device)
         return norm, torch.tensor(self.engine.optimizer.overflow, device=self.ranks.device)
 
-    def _read_skipped(self) -> Skipped:
+    def _check_skipped(self) -> None:
         skipped = self._skipped.read()
         if skipped.images and self.ranks.first:
             self._tell_skipped(skipped.images)
-        return skipped
+        if skipped.in_a_row >= self.config.training.skipped_in_a_row:
+            raise _DivergingError(f"{skipped.in_a_row} steps in a row had no finite gradient at {self.images:,} images")
 
     def _tell_skipped(self, skipped: list[int]) -> None:
         """Which images were in the batches without a finite gradient: a line a step in skipped.jsonl."""
@@ -313,20 +313,19 @@ class Trainer:
             f"{checkpoint.newest(self.config.run)}: the same command goes on"
         )
 
-    def _diverged(self, in_a_row: int) -> None:
-        """Back to the last checkpoint at half the learning rate, or the end."""
-        training, first = self.config.training, self.ranks.first
+    def _roll_back(self, what: str) -> None:
+        """To the last checkpoint, at half the learning rate; DivergedError where that is not to be, or of no use."""
+        training = self.config.training
         factor = self.counters.learning_rate_factor / 2
         self.saver.wait()
         self.ranks.wait()
         last = checkpoint.newest(self.config.run)
-        what = f"{in_a_row} steps in a row had no finite gradient at {self.images:,} images"
         if training.when_diverging == "stop" or last is None or factor < LEAST_LEARNING_RATE_FACTOR:
             raise DivergedError(
                 f"{what}; the last checkpoint, {last or 'none yet'}, is kept, and {self.config.run / 'skipped.jsonl'} "
                 "has the ids of the images: lower training.learning_rate or set training.gradient_clip and run again"
             )
-        if first:
+        if self.ranks.first:
             say(f"train: {what}: back to {last} at {factor:g} of the learning rate")
         self.resume()
         self.counters.learning_rate_factor = factor
