@@ -2,8 +2,8 @@
 
 `state/` has weights and moments as whole tensors by name, a file a process; `ema-<decay>/` and `length-<length>/` the
 averages as `UNet.save_pretrained` folders, which are what anyone else should load; state.json the counters, and the
-SHA-256 of every file. Nothing in it depends on the number of processes or the ZeRO stage, so any other number and stage goes on
-from it, and nothing is pickled.
+SHA-256 of every file. Nothing in it depends on the number of processes or the ZeRO stage, so any other number and
+stage goes on from it, and nothing is pickled.
 """
 
 from __future__ import annotations

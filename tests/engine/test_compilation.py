@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from engine import annotate, prepare, sample, train
 from engine.compilation import Choice, Compilation, choose, compile_report
 from engine.config import Config
-from engine.trainer import TrainingStep
+from engine.step import TrainingStep
 from sgdm.data.guides import Drawn
 from sgdm.diffusion.objective import make_objective
 from sgdm.models.config import UNetConfig
@@ -98,14 +98,14 @@ def test_training_evaluation_and_training_again_compile_each_once(counter: Compi
         mask_channels=1,
     )
     network = UNet(config)
-    step = TrainingStep(network, make_objective("eps", "sqrt_linear", None), False, Compilation("default"))
+    step = TrainingStep(network, make_objective("eps", "sqrt_linear", None), False, Compilation("default"), False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 
     def train_steps() -> None:
         network.train()
         for rate in (1e-3, 1e-4, 1e-5):
             optimizer.param_groups[0]["lr"] = rate
-            step(*arguments()).backward()
+            step(*arguments()).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
