@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
+from engine import annotate, prepare
+from engine.config import Config, save_config
 from engine.stopping import RESUME
 
 ROOT = Path(__file__).parents[2]
@@ -265,3 +269,27 @@ def test_one_signalled_process_stops_all_at_the_same_step(cluster: Cluster) -> N
     assert cluster.statuses() == [RESUME] * 4, cluster.logs()
     assert len({len(process["agreed"]) for process in cluster.seen()}) == 1
     assert cluster.logs().count("train: stopped as asked") == 4
+
+
+def test_training_on_two_nodes_has_the_loss_curve_of_one_process(cluster: Cluster, config: Config) -> None:
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=3e-3, images=320))
+    prepare.run(config)
+    annotate.run(config)
+    path = cluster.folder / "config.yaml"
+    save_config(config, path)
+    hostfile = cluster.folder / "hostfile"
+    hostfile.write_text("".join(f"{node} slots=2\n" for node in NODES))
+    script = Path(__file__).with_name("scenarios.py")
+    for number in range(len(NODES)):
+        where = ["--no_ssh", "--node_rank", str(number), "--master_addr", NODES[0], "--master_port", str(cluster.port)]
+        launcher = [BIN / "deepspeed", "--hostfile", hostfile, *where]
+        cluster.start([*launcher, script, path, json.dumps({"nodes": {"zero_stage": 2}})])
+    assert cluster.statuses() == [0, 0], cluster.logs()
+    cluster.start([sys.executable, script, path, json.dumps({"alone": {}})])
+    assert cluster.statuses()[-1] == 0, cluster.logs()
+    curves = []
+    for name in ("nodes", "alone"):
+        lines = (config.run.with_name(name) / "log.jsonl").read_text().splitlines()
+        curves.append([json.loads(line)["loss"] for line in lines])
+    assert len(curves[0]) == 20
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
