@@ -22,6 +22,6 @@ CASES = {
         Case("noise", "standard normals [B, C, H, W] of training, and four uniforms an image", kernels.noise),
         Case("raster", "masks and label maps of 64x64 from run lengths and polygons, on the CPU", raster.raster),
         Case("annotate", "k-means, LOST and features of a backbone, as they annotate a data set", annotate.annotate),
-        Case("training_step", "forward and backward pass of the paper's UNet", unet.training_step),
+        Case("train_step", "forward, backward, AdamW and EMA of the paper's UNet", unet.train_step),
     )
 }

@@ -24,37 +24,44 @@ def group_norm(
     activation: Literal["silu"] | None = None,
 ) -> Tensor:
     """Twin of kernels.group_norm.group_norm, for any layout and also in float64. Arguments are not checked."""
-    B, C, H, W = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
-    values_per_group = H * W * (C // num_groups)
+    pixels = x.shape[2] * x.shape[3]
 
-    # Two passes, because E[x^2] - E[x]^2 cancels when the mean is far from zero. Pixels are summed before
-    # channels, because in channels_last memory a sum over pixels alone runs along whole vectors of channels.
-    centred = x.to(dtype)
-    mean = _sum_over_groups(centred, num_groups) / values_per_group
-    centred = centred - _per_channel(mean, C)[:, :, None, None]
-    variance = _sum_over_groups(centred.square(), num_groups) / values_per_group
+    # Two passes, because E[x^2] - E[x]^2 cancels when the mean is far from zero, and the second corrects the rounding
+    # of the first (Chan, Golub and LeVeque 1983). The result does not depend on what is subtracted, so no gradient
+    # flows there. Statistics are of channels first: in channels_last memory a sum over pixels alone runs along whole
+    # vectors of channels. A channel's numbers are stacked and taken apart where they go to every pixel or come from
+    # there, for Inductor on a CPU: it stores what is stacked, forward and backward, and reads vectors of it, where it
+    # would else look up a group's number for every value.
+    values = x.to(dtype)
+    centre = values.detach().sum(dim=(2, 3)) / pixels
+    centred = values - _at_pixels(centre)
+    rest, squares = (torch.stack((centred.sum(dim=(2, 3)), centred.square().sum(dim=(2, 3)))) / pixels).unbind()
+    channel_mean, channel_variance = centre + rest, squares - rest.square()
+    mean = _mean_of_groups(channel_mean, num_groups)
+    variance = _mean_of_groups(channel_variance + (channel_mean - mean).square(), num_groups)
 
-    gain = _per_channel(torch.rsqrt(variance + eps), C) * weight.to(dtype)
-    offset = bias.to(dtype).expand(B, C)
+    gain = torch.rsqrt(variance + eps) * weight.to(dtype)
+    offset = bias.to(dtype)
     if scale is not None and shift is not None:
         gain = gain * (1 + scale.to(dtype))
         offset = offset * (1 + scale.to(dtype)) + shift.to(dtype)
-    y = centred * gain[:, :, None, None] + offset[:, :, None, None]
+    gain, offset = torch.stack((gain, offset + (centre - mean) * gain)).unbind()
+    y = torch.addcmul(_at_pixels(offset), centred, _at_pixels(gain))
     if activation == "silu":
         y = F.silu(y)
     return y.to(x.dtype)
 
 
-def _sum_over_groups(x: Tensor, num_groups: int) -> Tensor:
-    """[B, C, H, W] to [B, G]."""
-    return x.sum(dim=(2, 3)).view(x.shape[0], num_groups, -1).sum(dim=2)
+def _at_pixels(of_channel: Tensor) -> Tensor:
+    """[B, C] to [B, C, 1, 1]."""
+    return of_channel[:, :, None, None]
 
 
-def _per_channel(statistic: Tensor, C: int) -> Tensor:
-    """[B, G] to [B, C]."""
-    B, G = statistic.shape
-    return statistic[:, :, None].expand(B, G, C // G).reshape(B, C)
+def _mean_of_groups(of_channel: Tensor, num_groups: int) -> Tensor:
+    """[B, C] to [B, C]: for every channel the mean over its group."""
+    groups = of_channel.view(of_channel.shape[0], num_groups, -1)
+    return groups.mean(dim=2, keepdim=True).expand_as(groups).reshape(of_channel.shape)
 
 
 def noise(seed: int, positions: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

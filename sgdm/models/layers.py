@@ -91,6 +91,32 @@ def keep(x: Tensor) -> Tensor:
 _RESAMPLINGS: dict[str | None, Callable[[Tensor], Tensor]] = {"halve": halve, "double": double, None: keep}
 
 
+class Dropout(nn.Dropout):
+    """Dropout, whose mask is cheap to draw in a CPU's compiled graph too.
+
+    Inductor draws a CPU's random numbers one at a time: of a residual block of 128 channels, that took more than both
+    convolutions, forward and backward. A hash of a value's position and a seed runs in whole vectors and is computed
+    again in the backward pass, so that no mask is stored.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p and x.device.type == "cpu" and torch.compiler.is_compiling()):
+            return super().forward(x)
+        return torch.where(_hash_of_positions(x) >= int(self.p * 2**32 - 2**31), x / (1 - self.p), 0)
+
+
+def _hash_of_positions(x: Tensor) -> Tensor:
+    """int32 like x [B, C, H, W], evenly spread: the finaliser of MurmurHash3 (Appleby, public domain) but for its last
+    shift, which moves the lowest bits alone."""
+    B, C, H, W = x.shape
+    seed = torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32, device=x.device)
+    # Counted in the order of channels_last memory. Signed shifts are made logical by a mask.
+    value = torch.arange(B * C * H * W, dtype=torch.int32, device=x.device).view(B, H, W, C).permute(0, 3, 1, 2)
+    value = value * -0x61C88647 ^ seed[0]  # neighbours far apart: Knuth's multiplicative hashing
+    value = (value ^ ((value >> 16) & 0xFFFF)) * -0x7A143595
+    return (value ^ ((value >> 13) & 0x7FFFF) ^ seed[1]) * -0x3D4D51CB
+
+
 class Downsample(nn.Module):
     """Halves the resolution by a strided convolution."""
 
@@ -137,7 +163,7 @@ class ResidualBlock(nn.Module):
         self.input_convolution = convolution(in_channels, out_channels)
         self.guide = nn.Linear(guide_width, 2 * out_channels if scale_shift else out_channels)
         self.output_norm = GroupNorm(out_channels, backends)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output_convolution = zeroed(convolution(out_channels, out_channels))
         self.skip = nn.Identity() if in_channels == out_channels else PointwiseConvolution(in_channels, out_channels)
 

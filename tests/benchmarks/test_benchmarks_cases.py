@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +16,21 @@ from torch import Tensor, nn
 from benchmarks import stock
 from benchmarks.cases import CASES
 from benchmarks.comparison import Comparison
+from benchmarks.diffusers_unet import DiffusersUNet, size_of
 from benchmarks.run import run
-from benchmarks.shapes import AttentionShape, attention_shapes, group_norm_shapes
-from benchmarks.unet import TINY, trained
+from benchmarks.shapes import PAPER, AttentionShape, attention_shapes, group_norm_shapes
+from benchmarks.unet import (
+    DIFFUSERS,
+    OURS,
+    OURS_UNDER_DEEPSPEED,
+    OURS_WITHOUT_EMA,
+    RELEASED,
+    TINY,
+    _bare,
+    _Batch,
+    _Loss,
+    trained,
+)
 from engine.peak import training_flops
 from kernels import reference
 from sgdm.conditions import Condition
@@ -134,10 +151,50 @@ def test_the_stock_network_is_the_same_function_in_the_other_layout() -> None:
 
 
 def test_the_training_step_of_the_paper() -> None:
-    (comparison,) = comparisons("training_step").values()
+    assert training_flops(PAPER) / 3e9 == pytest.approx(79.27, abs=0.005)
+    (comparison,) = comparisons("train_step").values()
     assert comparison.images == 2 and comparison.flops == 2 * training_flops(TINY)
-    assert list(comparison.peers) == ["fp32 eager NCHW", "fp32 compiled", "bf16 compiled"]
-    comparison.peers["fp32 eager NCHW"]()()
+    assert list(comparison.peers) == [RELEASED, DIFFUSERS, OURS, OURS_WITHOUT_EMA, OURS_UNDER_DEEPSPEED]
+    comparison.peers[RELEASED]()()
+
+
+def test_the_network_of_diffusers_is_of_equal_shape() -> None:
+    with torch.device("meta"):
+        ours, theirs = UNet(PAPER), DiffusersUNet(PAPER)
+    # Their condition is added to the time and not joined to it: the layers that it guides are narrower.
+    weights, flops = size_of(PAPER)
+    assert weights == pytest.approx(sum(parameter.numel() for parameter in ours.parameters()), rel=0.03)
+    assert flops == pytest.approx(training_flops(PAPER) / 3, rel=0.001)
+    assert convolutions(theirs) == convolutions(ours)
+    x, time = torch.randn(2, 3, 16, 16), torch.tensor([1.0, 500.0])
+    assert DiffusersUNet(TINY)(x, time, Condition(torch.tensor([0, 3]))).shape == x.shape
+
+
+def convolutions(network: nn.Module) -> Counter[tuple[int, int]]:
+    """How many 3x3 convolutions of each width in and out."""
+    found = (module for module in network.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3))
+    return Counter((module.in_channels, module.out_channels) for module in found)
+
+
+def test_a_bare_training_step_trains() -> None:
+    torch.manual_seed(0)
+    batch, loss = _Batch(TINY, 2, CPU), _Loss(UNet(TINY), bf16=True, compiled=False)
+    step = _bare(loss, batch)
+    before = loss(batch.x, batch.time, batch.condition, batch.target).item()
+    for _ in range(20):
+        step()
+    assert loss(batch.x, batch.time, batch.condition, batch.target).item() < before
+    assert all(parameter.grad is None for parameter in loss.parameters())
+
+
+@pytest.mark.slow
+def test_every_peer_of_the_training_step_runs(tmp_path: Path) -> None:
+    """In a process of its own: DeepSpeed leaves a process group and its variables behind."""
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "train_step", "--quick", "--device", "cpu", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    ((comparison,),) = (case["comparisons"] for case in json.loads(out.read_text(encoding="utf-8"))["cases"])
+    assert not {peer: figures["error"] for peer, figures in comparison["peers"].items() if "error" in figures}
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgdm.models.embedding import Guide
-from sgdm.models.layers import Backends, ContextAttention, ResidualBlock, SelfAttention
+from sgdm.models.layers import Backends, ContextAttention, Dropout, ResidualBlock, SelfAttention
 
 COPIES = ("clone", "copy_", "_to_copy", "contiguous", "cat", "stack")
 B, C, H, W = 2, 32, 8, 8
@@ -78,3 +78,29 @@ def test_the_count_can_fail() -> None:
     with CountCopies() as copies:
         torch.randn(B, C, H, W).contiguous(memory_format=torch.channels_last)
     assert copies.found == {"clone": 1}
+
+
+def test_compiled_dropout_on_a_cpu() -> None:
+    """Dynamo alone: the operations that a compiler is given, run by torch."""
+    torch._dynamo.reset()
+    drop = torch.compile(Dropout(0.1), backend="eager", fullgraph=True, dynamic=False)
+    x = torch.ones(4, 32, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.manual_seed(0)
+    draws = [drop(x) for _ in range(20)]
+    assert draws[0].unique().tolist() == pytest.approx([0, 1 / 0.9])
+    assert draws[0].is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(draws[0].sum(), x)
+    assert torch.equal(gradient, draws[0]), "one mask forward and backward"
+    torch.manual_seed(0)
+    assert torch.equal(drop(x), draws[0]), "a function of torch's seed"
+
+    kept = (torch.stack(draws).detach() > 0).double()
+    number = kept.numel()
+    assert kept.mean().item() == pytest.approx(0.9, abs=5 * (0.09 / number) ** 0.5)
+    # Neighbours in the batch, in channels, rows and columns, and one value in two draws, are as good as independent.
+    centred = (kept - 0.9) / 0.3
+    for dimension in range(5):
+        length = centred.shape[dimension] - 1
+        product = centred.narrow(dimension, 0, length) * centred.narrow(dimension, 1, length)
+        assert abs(product.mean().item()) < 5 * product.numel() ** -0.5
+    assert torch.equal(drop.eval()(x), x) and torch.equal(Dropout(0.0)(x), x)

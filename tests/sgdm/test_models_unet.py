@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels import group_norm_triton
 from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
-from sgdm.models.layers import Backends, GroupNorm
+from sgdm.models.layers import Backends, Dropout, GroupNorm
 from sgdm.models.unet import UNet
 
 TINY = UNetConfig(
@@ -190,10 +190,11 @@ def test_traces_as_one_graph_while_training(name: str) -> None:
     network = trained(replace(VARIANTS[name], dropout=0.1)).train()
     arguments = inputs(VARIANTS[name])
     traced = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
-    torch.manual_seed(0)
-    actual = traced(*arguments)
-    torch.manual_seed(0)
-    torch.testing.assert_close(actual, network(*arguments), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(traced(*arguments), traced(*arguments)), "dropout"
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(traced(*arguments), network(*arguments), rtol=1e-4, atol=1e-4)
 
 
 def test_one_graph_on_a_gpu_with_every_norm_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
