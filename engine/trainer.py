@@ -20,6 +20,7 @@ from engine.collectives import timed_collectives
 from engine.compilation import CompileReport, choose, compile_report
 from engine.config import Config, ConfigError, to_plain
 from engine.distributed import Ranks, computes_in_bf16
+from engine.memory import find_accumulation, free_bytes
 from engine.meters import Meters
 from engine.optimizer import GuardedAdamW
 from engine.peak import peak_images_per_second
@@ -89,7 +90,9 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         self.stage, reason = choose_stage(training, parameters, ranks.world_size, device_bytes(ranks.device))
         check_stage(training, self.stage)
-        self.accumulation = training.accumulation or 1
+        self.accumulation = training.accumulation or find_accumulation(
+            config, parameters, self.stage, ranks, free_bytes(ranks)
+        )
         self.local_batch = local_batch(training.batch_size, self.accumulation, ranks.world_size)
         self.micro_batch = self.local_batch // self.accumulation
         bf16 = computes_in_bf16(training.precision, ranks.device)
