@@ -87,13 +87,13 @@ def predict(
 
 def trace_activations(config: Config, device: torch.device) -> Activations:
     """Activations of the training step of a configuration, of eager operators of this type of device."""
-    (few, least), (many, most) = ((batch, _trace(config, batch, device)) for batch in TRACED)
+    (few, least), (many, most) = ((batch, activation_bytes(config, batch, device)) for batch in TRACED)
     an_image = (most - least) / (many - few)
     return Activations(max(least - few * an_image, 0.0), an_image)
 
 
-def _trace(config: Config, micro_batch: int, device: torch.device) -> float:
-    """The most bytes that a micro-batch holds beside weights and gradients."""
+def activation_bytes(config: Config, micro_batch: int, device: torch.device) -> float:
+    """The most bytes that a micro-batch holds beside weights and gradients. A trace takes seconds of one core."""
     training, diffusion, network_config = config.training, config.diffusion, config.network
     objective = make_objective(diffusion.prediction, diffusion.schedule, diffusion.min_snr_gamma)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
@@ -172,11 +172,14 @@ def find_accumulation(config: Config, parameters: int, stage: int, ranks: Ranks,
     training, world_size, on_gpu = config.training, ranks.world_size, ranks.device.type == "cuda"
     if training.batch_size % world_size:
         return 1  # engine/trainer.py says what is wrong
+    local = training.batch_size // world_size
+    whole = activation_bytes(config, local, ranks.device)  # one trace says so where all of it fits
+    if predict(training, stage, parameters, world_size, whole, 1, on_gpu).total <= SHARE * memory:
+        return 1
     activations = trace_activations(config, ranks.device)
     found = fewest_micro_batches(training, stage, parameters, world_size, activations, memory, on_gpu)
     if found is not None:
         return found
-    local = training.batch_size // world_size
     need = predict(training, stage, parameters, world_size, activations(1), local, on_gpu)
     raise ConfigError(
         f"not even one image at a time fits: {need.state / 1e9:.2f} GB of weights, gradients and optimizer at ZeRO "
