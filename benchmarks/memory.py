@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -24,6 +24,7 @@ import tyro
 from benchmarks.machine import describe
 from engine import distributed
 from engine.config import AnnotationConfig, Config, DataConfig, TrainingConfig
+from engine.distributed import Ranks
 from engine.memory import predict, trace_activations
 from engine.telemetry import say
 from engine.trainer import Trainer
@@ -52,8 +53,6 @@ class Case:
     accumulation: int = 1
     precision: str = "fp32"
     activation_checkpointing: bool = False
-    steps: int = 2
-    """From the second on all state is there."""
 
     def config(self, run: Path) -> Config:
         side, network = NETWORKS[self.network]
@@ -73,6 +72,9 @@ class Case:
             ),
         )
 
+
+STEPS = 2
+"""From the second on all state is there."""
 
 CASES = (
     *(Case(network=network, stage=stage) for network in NETWORKS for stage in range(4)),
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(case: Case) -> dict[str, Any]:
     """A case's bytes a process, of the one that has most, measured and predicted; the error is a share of measured."""
-    measured = measure(case)
+    measured = in_processes(train, case)
     config = case.config(Path())
     activations = trace_activations(config, CPU)(case.micro_batch)
     predicted = predict(
@@ -132,50 +134,56 @@ def compare(case: Case) -> dict[str, Any]:
         "predicted_activations": predicted.activations,
         "error": predicted.total / most - 1,
         "resting": max(row["resting"] for row in measured),
-        "seconds": [row["seconds"] for row in measured],
     }
 
 
-def measure(case: Case) -> list[dict[str, Any]]:
-    """What each process of a case says."""
+def in_processes(function: Callable[[Case, Path, Ranks], dict[str, Any]], case: Case) -> list[dict[str, Any]]:
+    """What the function returns in each process of a case."""
     port = distributed._free_port()
     os.environ.update(MALLOC, OMP_NUM_THREADS="1")
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(case.processes, mp_context=get_context("spawn")) as pool,
     ):
-        done = [pool.submit(train, case, rank, port, Path(folder)) for rank in range(case.processes)]
+        done = [pool.submit(_join, function, case, rank, port, Path(folder)) for rank in range(case.processes)]
         return [each.result() for each in done]
 
 
-def train(case: Case, rank: int, port: int, folder: Path) -> dict[str, Any]:
-    """A process's bytes at the fullest moment of the last step, and at rest after it; seconds of each step."""
-    size = str(case.processes)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1"
-    )
-    os.environ["MASTER_PORT"] = str(port)
-    config = case.config(folder)
+def _join(
+    function: Callable[[Case, Path, Ranks], dict[str, Any]], case: Case, rank: int, port: int, folder: Path
+) -> dict[str, Any]:
+    size, number = str(case.processes), str(rank)
+    os.environ.update(RANK=number, LOCAL_RANK=number, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     ranks = distributed.initialize()
+    torch.set_num_threads(1)
+    return function(case, folder, ranks)
+
+
+def train(case: Case, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A process's bytes at the fullest moment of the last step, and at rest after it."""
     _import_and_try()
     before = _status()["RssAnon"]
-    trainer = Trainer(config, None, None, {}, ranks)  # type: ignore[arg-type]  # neither is asked for anything here
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.network.parameters())
-    side, images = config.data.image_size, trainer.local_batch
-    batch = Batch(torch.zeros(images, 3, side, side, dtype=torch.uint8), *(torch.zeros(images),) * 3)
-    seconds = []
-    for _ in range(case.steps):
+    step, parameters = make_step(case, folder, ranks)
+    for _ in range(STEPS):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-        start = time.perf_counter()
-        trainer._step(batch, Drawn(torch.zeros(images, dtype=torch.long), None))
-        seconds.append(time.perf_counter() - start)
+        step()
     status = _status()
     return {
         "parameters": parameters,
         "bytes": status["VmHWM"] - status["RssFile"] - status["RssShmem"] - before,
         "resting": status["RssAnon"] - before,
-        "seconds": seconds,
     }
+
+
+def make_step(case: Case, folder: Path, ranks: Ranks) -> tuple[Callable[[], None], int]:
+    """The trainer's optimizer step on images of zeros, and the number of parameters."""
+    config = case.config(folder)
+    trainer = Trainer(config, None, None, {}, ranks)  # type: ignore[arg-type]  # neither is asked for anything here
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.network.parameters())
+    side, images = config.data.image_size, trainer.local_batch
+    batch = Batch(torch.zeros(images, 3, side, side, dtype=torch.uint8), *(torch.zeros(images),) * 3)
+    return lambda: trainer._step(batch, Drawn(torch.zeros(images, dtype=torch.long), None)), parameters
 
 
 def _import_and_try() -> None:

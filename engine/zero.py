@@ -36,14 +36,15 @@ def resting_bytes(stage: int, parameters: int, averages: int, world_size: int, o
     """What is there from one step to the next; `offloaded`: without the optimizer's part, which lies on the host.
 
     Rajbhandari et al. 1910.02054, section 5, with fp32 weights: stages 1 and 2 keep their flat part of the weights, the
-    masters, beside the weights; stage 3 keeps gradients and a bucket."""
+    masters, beside the weights; stage 3 keeps gradients and a bucket. Of a bucket, here and below, what is ever filled
+    counts; a GPU holds all of it, 80 MB."""
     weights = gradients = 4.0 * parameters
     optimizer = 0.0 if offloaded else (3 + averages) * 4.0 * parameters / world_size
     if stage == 0:
         return weights + (2 + averages) * 4.0 * parameters
     if stage < 3:
         return weights + optimizer
-    return (weights + gradients) / world_size + optimizer + 4.0 * BUCKET
+    return (weights + gradients) / world_size + optimizer + 4.0 * min(parameters, BUCKET)
 
 
 def reducing_bytes(stage: int, parameters: int, world_size: int) -> float:
