@@ -44,9 +44,7 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     parsed = tyro.cli(Arguments, prog="python -m benchmarks.step_time", args=arguments)
     rows: list[dict[str, Any]] = []
-    say(
-        f"{'processes':9}{'stage':>6}{'images/s':>10}{'at 50 %':>9}{'error':>8}{'reached':>9}{'at it':>10}{'error':>8}"
-    )
+    say(f"{'processes':9}{'stage':>6}{'images/s':>10}{'at 50 %':>9}{'error':>8}{'reached':>9}{'at it':>10}{'error':>8}")
     for case in CASES:
         row = compare(case, rows[0]["reached"] if rows else None)
         rows.append(row)

@@ -3,12 +3,13 @@
 State is counted from DeepSpeed's buffers (engine/zero.py). Activations are counted by tracing a training step over
 tensors that have shapes and no contents: what is alive at its fullest moment, beside weights and gradients.
 
-What is traced are eager operators, those of a CPU where there is no GPU. torch.compile fuses and recomputes and mostly
-keeps less. Libraries' own workspaces and a GPU's context are not counted: for them, and for fragments, there is SHARE.
+What is traced are eager operators: torch.compile fuses and recomputes, and mostly keeps less. Libraries' own workspaces
+and a GPU's context are not counted: for them, and for fragments, there is SHARE.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from engine.config import Config, ConfigError, TrainingConfig
 from engine.distributed import Ranks, computes_in_bf16
 from engine.step import TrainingStep
 from engine.zero import BUCKET, local_processes, reducing_bytes, resting_bytes
+from kernels import group_norm_triton
 from sgdm.data.guides import Drawn
 from sgdm.diffusion.objective import make_objective
 from sgdm.models.unet import UNet
@@ -87,9 +89,25 @@ def predict(
 
 def trace_activations(config: Config, device: torch.device) -> Activations:
     """Activations of the training step of a configuration, of eager operators of this type of device."""
-    (few, least), (many, most) = ((batch, activation_bytes(config, batch, device)) for batch in TRACED)
+    few, many = TRACED
+    least, most = (activation_bytes(config, micro_batch, device) for micro_batch in TRACED)
     an_image = (most - least) / (many - few)
     return Activations(max(least - few * an_image, 0.0), an_image)
+
+
+def trace_for_gpu(config: Config) -> Activations:
+    """Those of a GPU where there may be none: a CPU's operators, but for the group norm that a GPU has in Triton, which
+    keeps less than half for the backward pass."""
+    if torch.cuda.is_available():
+        return trace_activations(config, torch.device("cuda"))
+    if config.training.group_norm == "auto":
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, group_norm="triton"))
+    interpreted = group_norm_triton.INTERPRETED
+    group_norm_triton.INTERPRETED = True  # what is traced and not run needs no device
+    try:
+        return trace_activations(config, torch.device("cpu"))
+    finally:
+        group_norm_triton.INTERPRETED = interpreted
 
 
 def activation_bytes(config: Config, micro_batch: int, device: torch.device) -> float:

@@ -26,7 +26,7 @@ from rich.table import Table
 from engine.config import Config, ConfigError, require
 from engine.console import guard, parse
 from engine.distributed import computes_in_bf16, default_device
-from engine.memory import SHARE, fewest_micro_batches, predict, trace_activations
+from engine.memory import SHARE, fewest_micro_batches, predict, trace_activations, trace_for_gpu
 from engine.peak import matmul_rate, training_flops
 from engine.telemetry import say
 from engine.zero import LIVE, choose_stage, device_bytes, state_bytes
@@ -156,7 +156,7 @@ class Row(NamedTuple):
 def plan(config: Config, gpu: Gpu, world_size: int, reached: float, on_gpu: bool) -> list[Row]:
     """A row a stage. The batch must be a multiple of the number of processes."""
     training, parameters = config.training, count_parameters(config)
-    activations = trace_activations(config, default_device())
+    activations = trace_for_gpu(config) if on_gpu else trace_activations(config, torch.device("cpu"))
     averages, local = len(training.ema_decays), training.batch_size // world_size
     rows = []
     for stage in range(4):
@@ -271,8 +271,8 @@ def show(config: Config, gpu: Gpu, world_size: int, reached: float, rows: list[R
     Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     say(f"auto chooses ZeRO {chosen}: {reason}; the recipe asks for {training.zero_stage}")
     say(
-        f"Memory: at most {100 * SHARE:.0f} % of {gpu.memory / 1e9:.0f} GB; traced from eager operators of "
-        f"{default_device().type}, which torch.compile mostly undercuts."
+        f"Memory: at most {100 * SHARE:.0f} % of {gpu.memory / 1e9:.0f} GB; traced from eager operators, which "
+        "torch.compile mostly undercuts. Not measured on a GPU."
     )
     say(
         f"Time and images/s are PREDICTIONS: {100 * reached:.0f} % of {gpu.matmul / 1e12:.4g} TFLOP/s assumed, not "

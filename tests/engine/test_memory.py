@@ -63,6 +63,11 @@ def test_checkpointing_and_bf16_hold_less(fp32: Config) -> None:
     assert activation_bytes(with_training(fp32, precision="bf16"), 32, CPU) < 0.9 * whole
 
 
+def test_a_gpu_has_a_group_norm_that_keeps_less(fp32: Config) -> None:
+    of_gpu, plain = (memory.trace_for_gpu(with_training(fp32, group_norm=backend)) for backend in ("auto", "plain"))
+    assert of_gpu.an_image < 0.8 * plain.an_image
+
+
 def test_activations_lie_on_a_line(fp32: Config) -> None:
     assert memory.trace_activations(fp32, CPU)(200) == pytest.approx(activation_bytes(fp32, 200, CPU), rel=0.02)
 

@@ -16,6 +16,7 @@ PARAMETERS = 1_000_000
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the trace of activations."""
     monkeypatch.setattr(plan, "trace_activations", lambda config, device: Activations(100e6, 200e6))
+    monkeypatch.setattr(plan, "trace_for_gpu", lambda config: Activations(100e6, 200e6))
 
 
 @pytest.mark.parametrize(
