@@ -26,7 +26,7 @@ from engine.compilation import Compilation
 from engine.config import Config, ConfigError, TrainingConfig
 from engine.distributed import Ranks, computes_in_bf16
 from engine.step import TrainingStep
-from engine.zero import BUCKET, local_processes, reducing_bytes, resting_bytes
+from engine.zero import local_processes, reducing_bytes, resting_bytes
 from kernels import group_norm_triton
 from sgdm.data.guides import Drawn
 from sgdm.diffusion.objective import make_objective
@@ -71,17 +71,15 @@ def predict(
     accumulation: int,
     on_gpu: bool,
 ) -> Memory:
-    """What a process holds in the backward pass, or while gradients are reduced, whichever is more.
+    """What a process holds where its backward pass begins, or while gradients are reduced, whichever is more.
 
-    In a step of one micro-batch activations go while gradients come: the larger of the two counts."""
+    Between the two activations go as gradients come, so that those of the first micro-batch never add up."""
     offloaded = on_gpu and training.offload_optimizer != "none"  # of a CPU the host is the device
     resting = resting_bytes(stage, parameters, len(training.ema_decays), world_size, offloaded)
     reducing = reducing_bytes(stage, parameters, world_size)
-    if stage < 2:
-        gradients = 4.0 * parameters
-        beside = gradients if accumulation > 1 else max(gradients - activations, 0.0)
-    else:  # gradients are reduced as they come
-        beside = reducing if stage == 3 else 4.0 * min(parameters, BUCKET) + 4.0 * parameters / world_size
+    weights = 4.0 * parameters
+    earlier = {0: weights, 1: weights, 2: weights / world_size, 3: 0.0}[stage] if accumulation > 1 else 0.0  # gradients
+    beside = reducing if stage == 3 else earlier  # stage 3 has gathered its weights then
     if activations + beside > reducing:
         return Memory(resting + beside, activations)
     return Memory(resting + reducing, 0.0)

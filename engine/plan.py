@@ -29,7 +29,7 @@ from engine.distributed import computes_in_bf16, default_device
 from engine.memory import SHARE, fewest_micro_batches, predict, trace_activations, trace_for_gpu
 from engine.peak import matmul_rate, training_flops
 from engine.telemetry import say
-from engine.zero import LIVE, choose_stage, device_bytes, state_bytes
+from engine.zero import LIVE, choose_stage, device_bytes
 from sgdm.models.unet import UNet
 
 REACHED = 0.5
@@ -74,7 +74,7 @@ GPUS = {
             4.3e12,
             450e9,
             50e9,
-            "products and copies measured (data sheet: 989 TFLOP/s and 4.8 TB/s), else data sheets of H200 SXM and DGX "
+            "measured products and copies (data sheet: 989 TFLOP/s and 4.8 TB/s), else data sheets of H200 SXM and DGX "
             "H200 (8 x 400 Gb/s)",
         ),
         Gpu("b200", 180e9, 2250e12, 8e12, 900e9, 50e9, "data sheet of DGX B200 (an eighth; 8 x 400 Gb/s)"),
@@ -157,7 +157,7 @@ def plan(config: Config, gpu: Gpu, world_size: int, reached: float, on_gpu: bool
     """A row a stage. The batch must be a multiple of the number of processes."""
     training, parameters = config.training, count_parameters(config)
     activations = trace_for_gpu(config) if on_gpu else trace_activations(config, torch.device("cpu"))
-    averages, local = len(training.ema_decays), training.batch_size // world_size
+    local = training.batch_size // world_size
     rows = []
     for stage in range(4):
 
@@ -168,7 +168,7 @@ def plan(config: Config, gpu: Gpu, world_size: int, reached: float, on_gpu: bool
         rows.append(
             Row(
                 stage,
-                state_bytes(stage, parameters, averages, world_size),
+                predict(training, stage, parameters, world_size, 0.0, 1, on_gpu).total,
                 activations(training.batch_size // world_size // (accumulation or local)),
                 bisect.bisect_right(range(1, MOST_IMAGES), SHARE * gpu.memory, key=total),
                 accumulation,
@@ -216,6 +216,8 @@ def find_gpu(name: str, config: Config, link: float | None) -> Gpu:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise ConfigError(f"there is no GPU {name}; nearest: {', '.join(nearest)}")
     gpu = GPUS[name]
+    if config.training.precision == "fp32":
+        gpu = dataclasses.replace(gpu, matmul=gpu.matmul / 2)  # TF32 multiplies at half the rate
     return gpu if link is None else dataclasses.replace(gpu, link=link, network=link)
 
 
@@ -251,6 +253,8 @@ def show(config: Config, gpu: Gpu, world_size: int, reached: float, rows: list[R
         f"{parameters / 1e6:.1f} M parameters at {config.network.image_size} px, {world_size} x {gpu.name}, "
         f"{training.batch_size} images a step, {local} a GPU"
     )
+    link = gpu.link if world_size <= GPUS_A_NODE else gpu.network
+    sends = f"; a GPU sends {link / 1e9:.3g} GB/s" if world_size > 1 else ""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
@@ -275,9 +279,8 @@ def show(config: Config, gpu: Gpu, world_size: int, reached: float, rows: list[R
         "torch.compile mostly undercuts. Not measured on a GPU."
     )
     say(
-        f"Time and images/s are PREDICTIONS: {100 * reached:.0f} % of {gpu.matmul / 1e12:.4g} TFLOP/s assumed, not "
-        f"measured; {gpu.bandwidth / 1e12:.4g} TB/s of memory, "
-        f"{(gpu.link if world_size <= GPUS_A_NODE else gpu.network) / 1e9:.4g} GB/s sent a GPU. {gpu.source}."
+        f"Time and images/s are PREDICTIONS: {100 * reached:.0f} % of {gpu.matmul / 1e12:.3g} TFLOP/s assumed, not "
+        f"measured; {gpu.bandwidth / 1e12:.3g} TB/s of memory{sends}. From {gpu.source}."
     )
 
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from engine import memory
+from engine import distributed, memory, trainer
 from engine.compilation import Compilation
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks
-from engine.memory import Activations, activation_bytes, fewest_micro_batches, find_accumulation, predict
+from engine.memory import Activations, activation_bytes, fewest_micro_batches, find_accumulation, free_bytes, predict
 from engine.step import TrainingStep
 from engine.zero import state_bytes
 from sgdm.data.guides import Drawn
@@ -114,14 +115,29 @@ def test_as_few_micro_batches_as_fit(config: Config) -> None:
     assert found(state / memory.SHARE) is None
 
 
-def test_accumulation_follows_the_memory_that_is_free(fp32: Config) -> None:
-    needed = predict(fp32.training, 0, 10_000, 1, activation_bytes(fp32, 16, CPU), 1, on_gpu=False).total
-    assert find_accumulation(fp32, 10_000, 0, ALONE, needed / memory.SHARE + 1) == 1
-    assert find_accumulation(fp32, 10_000, 0, ALONE, needed / memory.SHARE - 1) == 2
+@pytest.fixture
+def ten_megabytes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "activation_bytes", lambda config, micro_batch, device: 10e6 * micro_batch)
 
 
-def test_too_little_for_one_image_names_figures_and_ways_out(fp32: Config) -> None:
+def test_accumulation_follows_the_memory_that_is_free(ten_megabytes_an_image: None, config: Config) -> None:
+    needed = predict(config.training, 0, 10_000, 1, 160e6, 1, on_gpu=False).total
+    assert find_accumulation(config, 10_000, 0, ALONE, needed / memory.SHARE + 1) == 1
+    assert find_accumulation(config, 10_000, 0, ALONE, needed / memory.SHARE - 1) == 2
+
+
+def test_too_little_for_one_image_names_figures_and_ways_out(ten_megabytes_an_image: None, config: Config) -> None:
     with pytest.raises(ConfigError, match="not even one image") as error:
-        find_accumulation(fp32, PARAMETERS, 0, ALONE, 10e6)
-    for said in ("GB of activations", "0.01 GB", "activation_checkpointing", "zero_stage", "offload_optimizer"):
+        find_accumulation(config, 10_000, 0, ALONE, 10e6)
+    for said in ("0.01 GB of activations", "activation_checkpointing", "zero_stage", "offload_optimizer"):
         assert said in str(error.value)
+
+
+def test_a_run_is_given_what_fits(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = distributed.initialize()
+    assert 0 < free_bytes(ranks) < psutil.virtual_memory().total
+    automatic = with_training(config, accumulation=None, precision="fp32")
+    half = activation_bytes(automatic, 8, CPU)
+    monkeypatch.setattr(trainer, "free_bytes", lambda ranks: 1.2 * half / memory.SHARE)  # its weights are few
+    run = trainer.Trainer(automatic, None, None, {}, ranks)  # type: ignore[arg-type]
+    assert (run.accumulation, run.micro_batch) == (2, 8)

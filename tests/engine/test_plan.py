@@ -85,6 +85,12 @@ def test_a_link_of_ones_own() -> None:
     assert find_gpu("a100", imagenet64(), 1e9).network == 1e9
 
 
+def test_tf32_is_half_as_fast() -> None:
+    config = imagenet64()
+    fp32 = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
+    assert find_gpu("h100", fp32, None).matmul == find_gpu("h100", config, None).matmul / 2
+
+
 def test_this_machine_is_measured(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         plan.main(["quickstart", "--gpus", "2", "--gpu", "this"])
