@@ -46,6 +46,8 @@ class Counters:
     """Halved at every roll-back."""
     loss: float | None = None
     """Mean since the checkpoint before."""
+    accumulation: int = 1
+    """Backward passes a step: another number rounds otherwise."""
 
 
 def average_folder(checkpoint: Path, decay: float) -> Path:
@@ -59,6 +61,12 @@ def newest(run: Path) -> Path | None:
 
 def images_of(checkpoint: Path) -> int:
     return int(checkpoint.name)
+
+
+def accumulation_of(checkpoint: Path, processes: int) -> int | None:
+    """That of the run that wrote it; None if it had another number of processes."""
+    facts = read_json(checkpoint / "state.json")
+    return facts.get("accumulation") if facts.get("processes") == processes else None
 
 
 class Saver:

@@ -32,6 +32,7 @@ PROGRAMS = {
     "sample": "Draw images with averaged weights at every guidance scale.",
     "evaluate": "Compare the samples with real images; write metrics.json and report.html.",
     "scenes": "Write images whose truth is known exactly, as folders of the COCO and the Pascal VOC format.",
+    "plan": "Predict memory, communication and speed of training a recipe on many GPUs, for every ZeRO stage.",
     "top": "All runs under a folder, live: state, progress, speed, loss, use of the device, time left.",
     "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
 }
@@ -143,7 +144,9 @@ def guard(program: str, work: Callable[[], None]) -> None:
     except torch.OutOfMemoryError as error:
         _fail(
             f"{program}: out of memory ({error}): raise training.accumulation, or lower training.batch_size, "
-            "sampling.batch_size, annotation.batch_size or evaluation.batch_size",
+            "sampling.batch_size, annotation.batch_size or evaluation.batch_size; for training also "
+            "training.activation_checkpointing, training.zero_stage, training.offload_optimizer and "
+            "training.offload_parameters",
             2,
         )
     except (ValueError, OSError) as error:
@@ -187,7 +190,7 @@ def main() -> None:
     module = importlib.import_module(f"engine.{MODULES.get(program, program)}")
     if program == "info":
         module.main()
-    elif program in ("scenes", "top"):
+    elif program in ("scenes", "plan", "top"):
         module.main(rest)
     else:
         run_program(program, module.run, rest)

@@ -21,6 +21,7 @@ from engine.collectives import timed_collectives
 from engine.compilation import CompileReport, choose, compile_report
 from engine.config import Config, ConfigError, to_plain
 from engine.distributed import Ranks, computes_in_bf16
+from engine.memory import find_accumulation, free_bytes
 from engine.meters import Meters
 from engine.optimizer import GuardedAdamW
 from engine.peak import peak_images_per_second
@@ -95,7 +96,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         self.stage, reason = choose_stage(training, parameters, ranks.world_size, device_bytes(ranks.device))
         check_stage(training, self.stage)
-        self.accumulation = training.accumulation or 1
+        self.accumulation = training.accumulation or self._find_accumulation(parameters)
         self.local_batch = local_batch(training.batch_size, self.accumulation, ranks.world_size)
         self.micro_batch = self.local_batch // self.accumulation
         bf16 = computes_in_bf16(training.precision, ranks.device)
@@ -114,7 +115,7 @@ class Trainer:
         self.shards = make_shards(network, self.engine, ranks)
         self.averages = Averages(self.shards.masters, training.ema_decays, training.ema_lengths)
         self.saver = Saver(config, trained_on, ranks)
-        self.counters = Counters()
+        self.counters = Counters(accumulation=self.accumulation)
         self.meters = Meters(ranks.device, traced=training.profile is not None)
         self.peak = peak_images_per_second(config.network, ranks.device, bf16) * ranks.world_size
         self._skipped = SkippedSteps()
@@ -127,6 +128,13 @@ class Trainer:
             say(f"train: ZeRO {self.stage}: {reason}")
             if self.compilation.note:
                 say(f"train: {self.compilation.note}")
+
+    def _find_accumulation(self, parameters: int) -> int:
+        """That of the last checkpoint, so that a run goes on bit for bit; else what the memory allows."""
+        last = checkpoint.newest(self.config.run)
+        before = None if last is None else checkpoint.accumulation_of(last, self.ranks.world_size)
+        free = free_bytes(self.ranks)
+        return before or find_accumulation(self.config, parameters, self.stage, self.ranks, free)
 
     def _make_optimizer(self, network: UNet) -> torch.optim.AdamW:
         training = self.config.training
@@ -151,6 +159,7 @@ class Trainer:
             if last is not None:
                 say(f"train: going on from {last}")
             snapshots.forget_after(self.config.run, self.images)
+        self.counters.accumulation = self.accumulation
 
     @property
     def images(self) -> int:

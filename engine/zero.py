@@ -15,29 +15,60 @@ STATE_SHARE = 0.5
 """Of a device's memory that weights, gradients, optimizer and averages may take; activations need the rest."""
 
 
-def state_bytes(stage: int, parameters: int, averages: int, world_size: int) -> float:
-    """Bytes a process of weights, gradients, masters, moments and averages, all fp32, without buffers.
+BUCKET = 20_000_000
+"""Elements that are reduced and gathered at once. DeepSpeed's default of 5e8 holds a whole UNet, so that nothing would
+overlap with the backward pass."""
 
-    Rajbhandari et al. 1910.02054, section 5, with fp32 weights: stages 1 and 2 keep their flat part of the weights
-    beside the weights themselves. `averages`: how many moving averages follow the masters.
+LIVE = 1_000_000_000
+"""Elements of gathered weights that stage 3 keeps for their next use: DeepSpeed's default."""
+
+
+def state_bytes(stage: int, parameters: int, averages: int, world_size: int) -> float:
+    """The most bytes a process holds of weights, gradients, masters, moments and averages, all fp32, and of DeepSpeed's
+    buffers for them: at the end of a backward pass, without activations. Nothing is offloaded.
+
+    `averages`: how many moving averages follow the masters.
     """
-    weights, gradients, masters, moments = 4.0, 4.0, 4.0, 8.0
-    optimizer = moments + 4.0 * averages
+    return resting_bytes(stage, parameters, averages, world_size) + reducing_bytes(stage, parameters, world_size)
+
+
+def resting_bytes(stage: int, parameters: int, averages: int, world_size: int, offloaded: bool = False) -> float:
+    """What is there from one step to the next; `offloaded`: without the optimizer's part, which lies on the host.
+
+    Rajbhandari et al. 1910.02054, section 5, with fp32 weights: stages 1 and 2 keep their flat part of the weights, the
+    masters, beside the weights; stage 3 keeps gradients and a bucket. Of a bucket, here and below, what is ever filled
+    counts; a GPU holds all of it, 80 MB."""
+    weights = gradients = 4.0 * parameters
+    optimizer = 0.0 if offloaded else (3 + averages) * 4.0 * parameters / world_size
     if stage == 0:
-        return parameters * (weights + gradients + optimizer)
-    shared = (masters + optimizer) / world_size
-    if stage == 1:
-        return parameters * (weights + gradients + shared)
-    if stage == 2:
-        return parameters * (weights + gradients / world_size + shared)
-    return parameters * ((weights + gradients) / world_size + shared)
+        return weights + (2 + averages) * 4.0 * parameters
+    if stage < 3:
+        return weights + optimizer
+    return (weights + gradients) / world_size + optimizer + 4.0 * min(parameters, BUCKET)
+
+
+def reducing_bytes(stage: int, parameters: int, world_size: int) -> float:
+    """What comes to it while gradients are reduced: gradients, a bucket and a copy of it, this process's part."""
+    whole, part, bucket = 4.0 * parameters, 4.0 * parameters / world_size, 4.0 * min(parameters, BUCKET)
+    if stage == 0:  # flattened for the all-reduce, 5e8 elements at a time
+        return whole + (4.0 * min(parameters, 500_000_000) if world_size > 1 else 0.0)
+    if stage == 1:  # gradients go into the bucket when all are there
+        return whole + max(bucket, part)
+    if stage == 2:  # as they come; flattened in the end
+        return part + max(2 * bucket, part)
+    return 4.0 * min(parameters, LIVE)
 
 
 def device_bytes(device: torch.device) -> int:
     """Memory that a process may use: its GPU's, or its share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return psutil.virtual_memory().total // local_processes()
+
+
+def local_processes() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def choose_stage(training: TrainingConfig, parameters: int, world_size: int, memory: int) -> tuple[int, str]:
@@ -65,9 +96,8 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": stage,
-        # The default of 5e8 elements holds a whole UNet, so that nothing would overlap with the backward pass.
-        "reduce_bucket_size": 20_000_000,
-        "allgather_bucket_size": 20_000_000,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
     }
     for name, place in (
         ("offload_optimizer", training.offload_optimizer),

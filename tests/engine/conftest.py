@@ -51,6 +51,7 @@ def make_config(image_folder: Path) -> Callable[[Path], Config]:
             training=TrainingConfig(
                 images=64,
                 batch_size=16,
+                accumulation=1,  # to be found, it takes a trace of a second: see test_memory.py
                 warmup_images=16,
                 ema_decays=(0.9, 0.15),
                 log_images=16,
