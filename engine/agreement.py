@@ -105,6 +105,8 @@ class Agreement:
             if self._lost.is_set():
                 raise self._error()
             return
+        if isinstance(error, RankLostError):
+            return  # the watch goes on: where leaving waits for a device that waits for the lost, it ends the process
         # A collective may fail seconds before the watch knows why: each notices when its own neighbours are gone.
         if _of_collective(error) and self._lost.wait(LEAVE_SECONDS):
             raise self._error() from error
@@ -133,6 +135,8 @@ class Agreement:
                         return
                 work.wait()
             except RuntimeError as error:
+                if self._abandoned.is_set():
+                    return
                 self._loss = self._loss or str(error)
                 self._lost.set()
                 # The main thread ends the process, or else this one does.

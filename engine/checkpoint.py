@@ -14,13 +14,14 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -155,9 +156,11 @@ class Saver:
             write_json(partial / f"done-{rank:05}.json", digests)
             if self._ranks.first:
                 self._finish(partial, facts)
-        # A full disk is an OSError, or where safetensors writes an error of its own.
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+        # A full disk is an OSError, or where safetensors writes an error of its own; memory may be short too. What a
+        # thread does not catch would be lost, and the others wait for it.
+        except Exception as error:
+            if self._ranks.first:
+                shutil.rmtree(partial, ignore_errors=True)
             self._failure = self._cannot(facts["images"], error)
 
     def _finish(self, partial: Path, facts: dict[str, Any]) -> None:
@@ -172,12 +175,16 @@ class Saver:
             digests |= read_json(done)
             done.unlink()
         save_config(self._config, partial / "config.yaml")
+        digests["config.yaml"] = sha256_file(partial / "config.yaml")
         write_json(partial / "state.json", {**facts, "files": digests})
+        for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
+            _sync_folder(folder)
         final = self._folder / str(facts["images"])
         _remove(final)  # one that was damaged
         os.replace(partial, final)
         _sync_folder(self._folder)
-        forget_old(self._config, self._folder)
+        with suppress(OSError):  # the checkpoint is whole; what cannot be removed now is tried again
+            forget_old(self._config, self._folder)
 
     def _cannot(self, images: int, error: Exception) -> CheckpointError:
         last = newest(self._config.run)
@@ -218,13 +225,19 @@ def make_network(config: Config, tensors: dict[str, Tensor]) -> UNet:
 
 
 def load_newest(
-    config: Config, shards: Shards, averages: Averages, ranks: Ranks
+    config: Config, shards: Shards, averages: Averages, trained_on: dict[str, str | None], ranks: Ranks
 ) -> tuple[Path | None, Counters, list[str]]:
-    """Goes on from the newest checkpoint that is not damaged: it, the counters, and what is wrong with newer ones."""
+    """Goes on from the newest checkpoint that is not damaged: it, the counters, and what is wrong with newer ones.
+
+    Those become <images>.damaged, which nothing reads: they would count as the newest again."""
     damaged: list[str] = []
     for checkpoint in sorted(_whole(config.run / "checkpoints"), key=images_of, reverse=True):
         reason = damage(checkpoint, ranks)
         if reason is None:
+            check(checkpoint, config, trained_on)
+            if ranks.first and damaged:
+                _set_aside(config.run / "checkpoints", images_of(checkpoint))
+            ranks.wait()
             return checkpoint, _load(checkpoint, shards, averages), damaged
         damaged.append(f"{checkpoint} is damaged ({reason})")
     if damaged:
@@ -237,22 +250,34 @@ def load_newest(
 
 def damage(checkpoint: Path, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint's files, None if nothing is. The processes share the reading."""
-    files = read_json(checkpoint / "state.json").get("files")
-    if files is None:
-        return "it is of an earlier version of this program"
-    reason = next(
-        (
-            f"{name} is not as it was written"
-            for name, digest in list(files.items())[ranks.rank :: ranks.world_size]
-            if not (checkpoint / name).is_file() or sha256_file(checkpoint / name) != digest
-        ),
-        None,
-    )
+    reason = _damage(checkpoint, ranks)
     if ranks.world_size == 1:
         return reason
     reasons: list[str | None] = [None] * ranks.world_size
     torch.distributed.all_gather_object(reasons, reason)
     return next((found for found in reasons if found), None)
+
+
+def _damage(checkpoint: Path, ranks: Ranks) -> str | None:
+    """In this process's share of the files."""
+    try:
+        files = read_json(checkpoint / "state.json").get("files")
+        if files is None:
+            return "it is of an earlier version of this program"
+        for name, digest in list(files.items())[ranks.rank :: ranks.world_size]:
+            if sha256_file(checkpoint / name) != digest:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _set_aside(folder: Path, images: int) -> None:
+    for checkpoint in _whole(folder):
+        if images_of(checkpoint) > images:
+            aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(checkpoint, aside)
 
 
 def _load(checkpoint: Path, shards: Shards, averages: Averages) -> Counters:
@@ -303,8 +328,10 @@ def forget_old(config: Config, folder: Path) -> None:
     training, found = config.training, sorted(_whole(folder), key=images_of)
     kept = found[-training.keep_checkpoints :]
     if training.keep_every_images is not None:
-        # The first at or after each multiple; checkpoints lie checkpoint_images apart.
-        kept += [path for path in found if images_of(path) % training.keep_every_images < training.checkpoint_images]
+        first = {}  # at or after each multiple
+        for path in reversed(found):
+            first[images_of(path) // training.keep_every_images] = path
+        kept += [path for number, path in first.items() if number]
     if training.keep_best:
         losses = {path: read_json(path / "state.json")["loss"] for path in found}
         kept.append(min(found, key=lambda path: float("inf") if losses[path] is None else losses[path]))

@@ -307,6 +307,11 @@ class TrainingConfig:
         require(len(self.ema_decays) >= 1, "training.ema_decays is empty: samples are drawn with averaged weights")
         for decay in self.ema_decays:
             require(0 <= decay < 1, f"training.ema_decays holds {decay}: a decay lies in [0, 1)")
+        names = {f"{decay:g}" for decay in self.ema_decays}
+        require(
+            len(names) == len(self.ema_decays),
+            f"training.ema_decays {self.ema_decays} are the same in six digits: give different ones",
+        )
         for name in ("offload_optimizer", "offload_parameters"):
             require(
                 getattr(self, name) != "nvme" or self.offload_folder is not None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 import time
@@ -16,6 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.meters import LEVELS
+from engine.stopping import ResumeError
 from sgdm.files import atomic_write, read_json, write_json
 
 LOG = "log.jsonl"
@@ -49,6 +51,8 @@ class RunLog:
         with this configuration; ValueError where the package is not installed."""
         self.path, self.images, self.device = run / LOG, images, device
         self.peak_images_per_second = peak_images_per_second
+        if wandb_config is not None:
+            check_wandb()
         self._wandb = None if wandb_config is None else _start_wandb(run, wandb_config)
         rows = [row for row in _read(self.path) if row["images"] <= images]
         with atomic_write(self.path) as temporary:
@@ -67,7 +71,7 @@ class RunLog:
         self._file.close()
         self._tensorboard.close()
         if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+            self._wandb.finish(exit_code=0 if kind is None or issubclass(kind, ResumeError) else 1)
 
     def write(self, images: int, learning_rate: float, reading: dict[str, Any]) -> Row:
         """Writes the interval that ends at `images` seen, and returns its line. reading: Meters.read(), of a finite
@@ -155,16 +159,19 @@ def _parsed(line: str) -> Row | None:
     return row if isinstance(row, dict) and "images" in row else None
 
 
+def check_wandb() -> None:
+    """ValueError where training.wandb cannot be had."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "training.wandb is set, but the package wandb is not installed: pip install wandb, or leave it out; "
+            "TensorBoard has the same curves"
+        )
+
+
 def _start_wandb(run: Path, config: dict[str, Any]) -> Any:
     """Goes on with the run's own record there. W&B takes no step twice: of what is trained again after a kill, it
     keeps the first."""
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError as error:
-        raise ValueError(
-            "training.wandb is set, but the package wandb is not installed: pip install wandb, or leave it out; "
-            f"TensorBoard has the same curves in {run / TENSORBOARD}"
-        ) from error
+    wandb = importlib.import_module("wandb")
     path = run / WANDB_ID
     if not path.exists():
         write_json(path, {"id": uuid.uuid4().hex})

@@ -41,7 +41,8 @@ class Stopping:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # An echo of what was asked must not change the status of leaving.
+            signal.signal(number, signal.SIG_IGN if self.asked else handler)
 
     def _heard(self, number: int, _: FrameType | None) -> None:
         self.asked = self.asked or signal.Signals(number).name

@@ -26,13 +26,13 @@ from engine.meters import Meters
 from engine.optimizer import GuardedAdamW
 from engine.peak import peak_images_per_second
 from engine.profiling import profiled
-from engine.run_log import RunLog, summary
+from engine.run_log import Row, RunLog, summary
 from engine.shards import make_shards
 from engine.skipped import SkippedSteps
 from engine.step import TrainingStep
 from engine.stopping import Stop, Stopping
 from engine.telemetry import progress, say
-from engine.zero import check_stage, choose_stage, deepspeed_config, device_bytes, guards_itself
+from engine.zero import check_stage, choose_stage, deepspeed_config, guards_itself, least_device_bytes
 from sgdm.data.guides import Drawn, Guides, guided, one_ahead
 from sgdm.data.loader import Batch, Loader
 from sgdm.diffusion.noise import training_noise
@@ -94,7 +94,7 @@ class Trainer:
         network = UNet(config.network, training.backends).to(ranks.device)
         network.keeps_activations = not training.activation_checkpointing
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        self.stage, reason = choose_stage(training, parameters, ranks.world_size, device_bytes(ranks.device))
+        self.stage, reason = choose_stage(training, parameters, ranks.world_size, least_device_bytes(ranks))
         check_stage(training, self.stage)
         self.accumulation = training.accumulation or self._find_accumulation(parameters)
         self.local_batch = local_batch(training.batch_size, self.accumulation, ranks.world_size)
@@ -114,6 +114,7 @@ class Trainer:
         )
         self.shards = make_shards(network, self.engine, ranks)
         self.averages = Averages(self.shards.masters, training.ema_decays, training.ema_lengths)
+        self.trained_on = trained_on
         self.saver = Saver(config, trained_on, ranks)
         self.counters = Counters(accumulation=self.accumulation)
         self.meters = Meters(ranks.device, traced=training.profile is not None)
@@ -152,7 +153,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
-        last, self.counters, damaged = checkpoint.load_newest(self.config, self.shards, self.averages, self.ranks)
+        last, self.counters, damaged = checkpoint.load_newest(
+            self.config, self.shards, self.averages, self.trained_on, self.ranks
+        )
         if self.ranks.first:
             for line in damaged:
                 say(f"train: {line}: going on from the one before it")
@@ -170,16 +173,16 @@ class Trainer:
     def _finished(self) -> bool:
         return self.images >= self.config.training.images
 
-    def train(self) -> Path:
-        """Runs to training.images; returns the last checkpoint."""
+    def train(self, stopping: Stopping, agreement: Agreement) -> Path:
+        """Runs to training.images; returns the last checkpoint. Raises Stop where it is asked to, when all is saved."""
         while True:
             try:
                 with ExitStack() as stack:
-                    return self._train(stack)
+                    return self._train(stack, stopping, agreement)
             except _DivergingError as error:
                 self._roll_back(str(error))
 
-    def _train(self, stack: ExitStack) -> Path:
+    def _train(self, stack: ExitStack, stopping: Stopping, agreement: Agreement) -> Path:
         training, ranks = self.config.training, self.ranks
         log = None
         if ranks.first:
@@ -187,15 +190,17 @@ class Trainer:
             log = stack.enter_context(RunLog(self.config.run, self.images, self.peak, ranks.device, plain))
         step_done = stack.enter_context(profiled(training.profiled_steps, self.config.run, ranks))
         stack.enter_context(timed_collectives(self.meters))
-        stopping = stack.enter_context(Stopping())
-        agreement = stack.enter_context(Agreement(ranks))
         advance = stack.enter_context(progress("train", training.images, self.images, visible=ranks.first))
-        saved, losses = self.images, []
+        saved = self.images
+        losses: list[float] = []
         batches = one_ahead(guided(self.loader.train(self.images), self.guides))
         stack.callback(batches.close)
         while not self._finished:
             if agreement.agree(SAVE_AND_STOP if stopping.asked else GO_ON) == SAVE_AND_STOP:
-                self._stop(stopping.asked, saved)
+                if self.images > saved:
+                    self._log_interval(log)
+                    self._save(losses)
+                self._stop(stopping.asked)
             with self.meters.range("data"):
                 batch, drawn = next(batches)
             self._step(batch, drawn)
@@ -204,29 +209,36 @@ class Trainer:
             self.saver.check()
             saves = self._is_due(training.checkpoint_images)
             if saves or self._is_due(training.log_images):
-                self._check_skipped()
-                reading = self.meters.read(torch.distributed.all_reduce if ranks.world_size > 1 else None)
-                if math.isfinite(reading["loss"]):  # else every step was left out
-                    losses.append(reading["loss"])
-                    if log is not None:
-                        advance.suffix = summary(log.write(self.images, self._learning_rate(), reading))
+                row = self._log_interval(log)
+                if row is not None:
+                    losses.append(row["loss"])
+                    advance.suffix = summary(row)
             advance(training.batch_size)
             if self.averages.lengths and self._is_due(training.snapshot_images):
                 self._take_snapshot()
             if saves:
-                self.counters.loss = float(np.mean(losses)) if losses else None
-                last = self.saver.save(self.shards, self.averages, self.counters)
+                last = self._save(losses)
                 saved, losses = self.images, []
         self.saver.wait()
         ranks.wait()  # what the first process completes is of all
         return last
 
+    def _log_interval(self, log: RunLog | None) -> Row | None:
+        """The line of the steps since the last one, None where all of them were left out; the one host sync."""
+        reading = self.meters.read(torch.distributed.all_reduce if self.ranks.world_size > 1 else None)
+        self._check_skipped()
+        if not math.isfinite(reading["loss"]):
+            return None
+        return reading if log is None else log.write(self.images, self._last_rate, reading)
+
+    def _save(self, losses: list[float]) -> Path:
+        """losses: of the lines since the checkpoint before."""
+        self.counters.loss = float(np.mean(losses)) if losses else None
+        return self.saver.save(self.shards, self.averages, self.counters)
+
     def _is_due(self, every: int) -> bool:
         """Whether the last step came to a multiple of `every` images, or to the end: no matter where a start was."""
         return self.images // every != (self.images - self.config.training.batch_size) // every or self._finished
-
-    def _learning_rate(self) -> float:
-        return learning_rate(self.config, self.images) * self.counters.learning_rate_factor
 
     def _step(self, batch: Batch, drawn: Drawn) -> None:
         """One optimizer step over this process's part of the global batch."""
@@ -234,8 +246,9 @@ class Trainer:
         # Dropout: another mask on every process and at every step, and the same one after a resume.
         seeds = np.random.SeedSequence((self.config.seed, self.images, ranks.rank))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        self._last_rate = learning_rate(self.config, self.images) * self.counters.learning_rate_factor
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._last_rate
         first_image = self.images + ranks.rank * self.local_batch
         shape = (3, *batch.image.shape[2:])
         noise, uniform, drop, flip = training_noise(
@@ -311,10 +324,8 @@ class Trainer:
         if self.ranks.first:
             snapshots.save(self.config.run, self.images, networks)
 
-    def _stop(self, signal: str | None, saved: int) -> NoReturn:
-        """Saves what is not saved, and leaves with the status that asks to be started again."""
-        if self.images > saved:
-            self.saver.save(self.shards, self.averages, self.counters)
+    def _stop(self, signal: str | None) -> NoReturn:
+        """Leaves with the status that asks to be started again."""
         self.saver.wait()
         self.ranks.wait()
         raise Stop(
@@ -336,5 +347,6 @@ class Trainer:
             )
         if self.ranks.first:
             say(f"train: {what}: back to {last} at {factor:g} of the learning rate")
+        self._skipped = SkippedSteps()
         self.resume()
         self.counters.learning_rate_factor = factor

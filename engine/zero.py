@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed
 
 from engine.config import ConfigError, TrainingConfig
 from engine.distributed import Ranks
@@ -66,6 +67,13 @@ def device_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().total // local_processes()
 
 
+def least_device_bytes(ranks: Ranks) -> int:
+    """That of the process that has the least: all of them get the same."""
+    least = torch.tensor(device_bytes(ranks.device), device=ranks.device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return int(least)
+
+
 def local_processes() -> int:
     """Processes of the run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -73,7 +81,7 @@ def local_processes() -> int:
 
 def choose_stage(training: TrainingConfig, parameters: int, world_size: int, memory: int) -> tuple[int, str]:
     """The stage of training.zero_stage, and why: the first whose state takes at most half of the device's memory."""
-    averages = len(training.ema_decays)
+    averages = len(training.ema_decays) + len(training.ema_lengths)
     sizes = [state_bytes(stage, parameters, averages, world_size) for stage in range(4)]
     stage: int
     if training.zero_stage != "auto":

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from engine import distributed
+from engine.agreement import Agreement
 from engine.config import load_config
 from engine.guidance import load_guidance, make_guides
+from engine.stopping import Stopping
 from engine.trainer import Trainer
 from sgdm.data.beton import check_beton
 from sgdm.data.loader import Loader
@@ -36,12 +38,13 @@ def main() -> None:
         world_size=ranks.world_size,
     )
     guides = make_guides(config, guidance.clusters, guidance.layout, ranks.device)
-    for name, fields in json.loads(sys.argv[2]).items():
-        training = dataclasses.replace(config.training, **fields)
-        changed = dataclasses.replace(config, run=config.run.with_name(name), training=training)
-        trainer = Trainer(changed, loader, guides, guidance.trained_on, ranks)
-        trainer.resume()
-        trainer.train()
+    with Stopping() as stopping, Agreement(ranks) as agreement:
+        for name, fields in json.loads(sys.argv[2]).items():
+            training = dataclasses.replace(config.training, **fields)
+            changed = dataclasses.replace(config, run=config.run.with_name(name), training=training)
+            trainer = Trainer(changed, loader, guides, guidance.trained_on, ranks)
+            trainer.resume()
+            trainer.train(stopping, agreement)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Run:
         return path
 
     def load(self) -> tuple[Path | None, Counters, list[str]]:
-        return checkpoint.load_newest(self.config, self.shards, self.averages, RANKS)
+        return checkpoint.load_newest(self.config, self.shards, self.averages, TRAINED_ON, RANKS)
 
     def tensors(self) -> list[torch.Tensor]:
         moments = [tensor for name in MOMENTS for tensor in self.shards.moments(name)]
@@ -116,12 +116,22 @@ def test_one_an_interval_and_the_best_are_kept_too(config: Config) -> None:
     )
     run = Run(dataclasses.replace(config, training=training))
     run.step()
-    for images, loss in ((10, 0.5), (20, 0.3), (30, 0.4), (42, 0.6), (52, 0.7), (62, None), (72, 0.9)):
+    for images, loss in (
+        (10, 0.5),
+        (20, 0.3),
+        (30, 0.4),
+        (42, 0.6),
+        (47, 0.6),
+        (52, 0.7),
+        (62, None),
+        (82, 0.9),
+        (92, 1),
+    ):
         run.save(images, loss)
-    assert folders(run) == ["20", "42", "72"]
+    assert folders(run) == ["20", "42", "82", "92"]
 
 
-@pytest.mark.parametrize("file", ["state/00000.safetensors", "ema-0.9/model.safetensors"])
+@pytest.mark.parametrize("file", ["state/00000.safetensors", "ema-0.9/model.safetensors", "config.yaml"])
 def test_a_damaged_one_is_told_and_the_one_before_it_used(run: Run, file: str) -> None:
     run.save(8)
     last = run.save(16)
@@ -132,6 +142,15 @@ def test_a_damaged_one_is_told_and_the_one_before_it_used(run: Run, file: str) -
     found, counters, damaged = run.load()
     assert found == run.config.run / "checkpoints" / "8" and counters.images == 8
     assert damaged == [f"{last} is damaged ({file} is not as it was written)"]
+    assert checkpoint.newest(run.config.run) == found, "the damaged one is set aside"
+    assert folders(run) == ["16.damaged", "8"]
+
+
+def test_damaged_counters_are_damage(run: Run) -> None:
+    run.save(8)
+    (run.save(16) / "state.json").write_text("{")
+    found, _, damaged = run.load()
+    assert found is not None and found.name == "8" and "not valid JSON" in damaged[0]
 
 
 def test_a_file_that_is_missing_is_damage(run: Run) -> None:
