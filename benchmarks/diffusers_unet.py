@@ -26,7 +26,7 @@ class DiffusersUNet(nn.Module):
         attends = [downsample in config.attention_downsamples for downsample in config.downsamples]
         down = ["AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attends]
         up = ["AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attends)]
-        self.network: Any = UNet2DModel(
+        network: Any = UNet2DModel(
             sample_size=config.image_size,
             in_channels=config.in_channels,
             out_channels=config.out_channels,
@@ -42,7 +42,7 @@ class DiffusersUNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             num_class_embeds=(config.num_clusters or 0) + 1,
         )
-        self.network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

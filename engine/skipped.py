@@ -30,7 +30,9 @@ class SkippedSteps:
         self._flags.append(skipped)
 
     def read(self) -> Skipped:
-        """Of the steps since the last reading; there must be one."""
+        """Of the steps since the last reading."""
+        if not self._flags:
+            return Skipped([], 0)
         flags = torch.stack(self._flags).tolist()
         runs = [(skipped, len(list(steps))) for skipped, steps in groupby(flags)]
         if runs[0][0]:

@@ -10,6 +10,10 @@ def add(steps: SkippedSteps, first: int, flags: str) -> None:
         steps.add(first + 10 * number, torch.tensor(flag == "x"))
 
 
+def test_no_steps() -> None:
+    assert SkippedSteps().read() == ([], 0)
+
+
 def test_which_steps_and_how_many_in_a_row() -> None:
     steps = SkippedSteps()
     add(steps, 0, ".xx.x")
