@@ -176,7 +176,8 @@ def free_bytes(ranks: Ranks) -> float:
     else:
         mine = psutil.virtual_memory().available // local_processes()
     least = torch.tensor(float(mine), dtype=torch.float64, device=ranks.device)
-    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return least.item()
 
 
