@@ -212,7 +212,7 @@ class Trainer:
                 row = self._log_interval(log)
                 if row is not None:
                     losses.append(row["loss"])
-                    advance.suffix = summary(row)
+                    advance.suffix = summary(row) if log is not None else ""
             advance(training.batch_size)
             if self.averages.lengths and self._is_due(training.snapshot_images):
                 self._take_snapshot()
