@@ -241,12 +241,10 @@ class TrainingConfig:
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     """DeepSpeed ZeRO stage: 1 shards optimizer state and averages over processes, 2 the gradients too, 3 the weights
     too. `auto`: the first whose state takes at most half of the device's memory."""
-    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where masters, moments and averages lie, other than on the device (ZeRO 1 or more; nvme: 3)."""
-    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where masters, moments and averages lie, other than on the device (ZeRO 1 or more)."""
+    offload_parameters: Literal["none", "cpu"] = "none"
     """Where weights lie while they are not needed, other than on the device (ZeRO 3)."""
-    offload_folder: Path | None = None
-    """Folder on the NVMe drive of this machine for what is offloaded to nvme."""
     log_images: int = 10_000
     """Images between two lines of log.jsonl."""
     checkpoint_images: int = 1_000_000
@@ -312,11 +310,6 @@ class TrainingConfig:
             len(names) == len(self.ema_decays),
             f"training.ema_decays {self.ema_decays} are the same in six digits: give different ones",
         )
-        for name in ("offload_optimizer", "offload_parameters"):
-            require(
-                getattr(self, name) != "nvme" or self.offload_folder is not None,
-                f"training.{name} is nvme: give training.offload_folder, a folder on that drive",
-            )
         require_lengths("training.ema_lengths", self.ema_lengths)
         require(
             not self.ema_lengths or self.snapshot_images < self.images,

@@ -86,8 +86,8 @@ def choose_stage(training: TrainingConfig, parameters: int, world_size: int, mem
     stage: int
     if training.zero_stage != "auto":
         stage, reason = training.zero_stage, "as configured"
-    elif training.offload_parameters != "none" or training.offload_optimizer == "nvme":
-        stage, reason = 3, "which offloading parameters or to NVMe needs"
+    elif training.offload_parameters != "none":
+        stage, reason = 3, "which offloading parameters needs"
     elif training.offload_optimizer != "none":
         stage, reason = 2, "which divides the most that offloading the optimizer leaves on the device"
     elif world_size == 1:
@@ -106,6 +106,7 @@ def deepspeed_config(
         "stage": stage,
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
+        "overlap_comm": ranks.device.type == "cuda",
     }
     for name, place in (
         ("offload_optimizer", training.offload_optimizer),
@@ -113,10 +114,6 @@ def deepspeed_config(
     ):
         if place != "none":
             zero[name] = {"device": place, "pin_memory": ranks.device.type == "cuda"}
-        if place == "nvme":
-            assert training.offload_folder is not None
-            training.offload_folder.mkdir(parents=True, exist_ok=True)
-            zero[name]["nvme_path"] = str(training.offload_folder)
     guarded = guards_itself(training, stage)
     if stage in (1, 2) and guarded:
         zero["compute_grad_norm"] = False  # it would wait for the device
@@ -141,10 +138,10 @@ def guards_itself(training: TrainingConfig, stage: int) -> bool:
 
 def check_stage(training: TrainingConfig, stage: int) -> None:
     """ConfigError for offloading that a stage cannot do."""
-    needed = 3 if training.offload_parameters != "none" or training.offload_optimizer == "nvme" else 1
-    if stage < needed and (training.offload_optimizer, training.offload_parameters) != ("none", "none"):
-        raise ConfigError(
-            f"training.offload_optimizer {training.offload_optimizer} with training.offload_parameters "
-            f"{training.offload_parameters} needs ZeRO stage {needed} or more, this run has {stage}: "
-            f"give training.zero_stage {needed}, or auto"
-        )
+    for name, needed in (("offload_optimizer", 1), ("offload_parameters", 3)):
+        place = getattr(training, name)
+        if place != "none" and stage < needed:
+            raise ConfigError(
+                f"training.{name} {place} needs ZeRO stage {needed} or more, this run has {stage}: "
+                f"give training.zero_stage {needed}, or auto"
+            )

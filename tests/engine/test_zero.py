@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,11 +55,6 @@ def test_offloading_needs_a_stage(training: TrainingConfig) -> None:
         check_stage(automatic, stage)
 
 
-def test_nvme_needs_a_folder(training: TrainingConfig) -> None:
-    with pytest.raises(ConfigError, match=r"training.offload_optimizer is nvme: give training.offload_folder"):
-        dataclasses.replace(training, offload_optimizer="nvme")
-
-
 @pytest.mark.parametrize(
     ("fields", "stage", "on_device"),
     [({}, 0, True), ({}, 2, True), ({}, 3, False), ({"offload_optimizer": "cpu"}, 1, False)],
@@ -73,10 +67,3 @@ def test_gradients_are_clipped_once(
     made = deepspeed_config(clipped, stage, 4, 2, Ranks(0, 2, torch.device("cpu")))
     assert made["gradient_clipping"] == (0.0 if on_device else 2.0)
     assert made["train_batch_size"] == 16
-
-
-def test_offloaded_state_has_its_folder(training: TrainingConfig, tmp_path: Path) -> None:
-    offloaded = dataclasses.replace(training, offload_optimizer="nvme", offload_folder=tmp_path / "drive")
-    made = deepspeed_config(offloaded, 3, 4, 1, Ranks(0, 2, torch.device("cpu")))
-    assert made["zero_optimization"]["offload_optimizer"]["nvme_path"] == str(tmp_path / "drive")
-    assert (tmp_path / "drive").is_dir()
