@@ -2,8 +2,8 @@
 
 Memory is predicted by engine/memory.py. The time of a step is a model of three parts: operations over the rate of the
 device's matrix products that is assumed to be reached, bytes sent over the bandwidth of the slowest link, bytes of
-optimizer and averages over the bandwidth of memory. Stage 3 sends while it computes, the others do not
-(DeepSpeed's overlap_comm). Every figure of time is a prediction.
+optimizer and averages over the bandwidth of memory. Stages 1 to 3 send while they compute (DeepSpeed's overlap_comm,
+which engine/zero.py sets), stage 0 does not. Every figure of time is a prediction.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def step_time(
     numbers = 8 + 3 * len(training.ema_decays)
     updated = parameters / (world_size if stage else 1)
     sent = traffic(stage, parameters, world_size, accumulation).total
-    return Time(compute, sent / link if sent else 0.0, 4.0 * numbers * updated / gpu.bandwidth, overlaps=stage == 3)
+    return Time(compute, sent / link if sent else 0.0, 4.0 * numbers * updated / gpu.bandwidth, overlaps=stage > 0)
 
 
 class Row(NamedTuple):
