@@ -89,9 +89,7 @@ def imagenet32() -> Config:
         annotation=AnnotationConfig(num_clusters=10_000, encoder="vit_base_patch16_224.dino"),
         model=UNetConfig(),
         diffusion=DiffusionConfig(prediction="eps", schedule="sqrt_linear"),
-        training=TrainingConfig(
-            images=128_000_000, batch_size=128, learning_rate=3e-4, zero_stage=1, log_images=100_000
-        ),
+        training=TrainingConfig(images=128_000_000, batch_size=128, learning_rate=3e-4, log_images=100_000),
     )
 
 
@@ -103,9 +101,7 @@ def imagenet64() -> Config:
         annotation=AnnotationConfig(num_clusters=5_000, encoder="vit_base_patch16_224.dino"),
         model=UNetConfig(),
         diffusion=DiffusionConfig(prediction="eps", schedule="sqrt_linear"),
-        training=TrainingConfig(
-            images=128_000_000, batch_size=160, learning_rate=1e-4, zero_stage=1, log_images=100_000
-        ),
+        training=TrainingConfig(images=128_000_000, batch_size=160, learning_rate=1e-4, log_images=100_000),
     )
 
 
