@@ -273,7 +273,8 @@ def show(config: Config, gpu: Gpu, world_size: int, reached: float, rows: list[R
             style="bold" if row.stage == chosen else "",
         )
     Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
-    say(f"auto chooses ZeRO {chosen}: {reason}; the recipe asks for {training.zero_stage}")
+    asked = "" if training.zero_stage == "auto" else f"; the recipe asks for {training.zero_stage}"
+    say(f"auto chooses ZeRO {chosen}: {reason}{asked}")
     say(
         f"Memory: at most {100 * SHARE:.0f} % of {gpu.memory / 1e9:.0f} GB; traced from eager operators, which "
         "torch.compile mostly undercuts. Not measured on a GPU."
