@@ -5,37 +5,60 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from engine import checkpoint, console, posthoc, prepare, sample, snapshots, train
+from engine import checkpoint, console, posthoc, prepare, sample, train
 from engine.config import Config, PosthocConfig, save_config
 from sgdm.models.unet import UNet
 
 
-@pytest.mark.slow
-def test_samples_of_an_average_made_after_training(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command that `sgdm ema` ends with draws with what it has made; without it a tracked average draws."""
+@pytest.fixture
+def averaging(config: Config) -> Config:
+    """30 steps without a condition, which keep 15 snapshots of two lengths."""
+    training = dataclasses.replace(
+        config.training, images=480, learning_rate=3e-3, ema_lengths=(0.05, 0.1), snapshot_images=32
+    )
     config = dataclasses.replace(
-        config,
-        annotation=dataclasses.replace(config.annotation, num_clusters=0),
-        training=dataclasses.replace(config.training, images=32),
-        posthoc=PosthocConfig(lengths=(0.07,)),
+        config, annotation=dataclasses.replace(config.annotation, num_clusters=0), training=training
     )
     prepare.run(config)
     train.run(config)
-    last = checkpoint.newest(config.run)
-    assert last is not None
-    for images, decay in ((16, 0.9), (32, 0.15)):
-        average = UNet.from_pretrained(checkpoint.average_folder(last, decay))
-        snapshots.save(config.run, images, {0.05: average})
+    return config
+
+
+@pytest.mark.slow
+def test_an_average_made_after_training_is_the_one_that_would_have_been_tracked(averaging: Config) -> None:
+    """The same training again, which follows that length itself."""
+    training = dataclasses.replace(averaging.training, ema_lengths=(0.075,))
+    tracked = dataclasses.replace(averaging, run=averaging.run.with_name("tracked"), training=training)
+    train.run(tracked)
+    posthoc.run(dataclasses.replace(averaging, posthoc=PosthocConfig(lengths=(0.075,))))
+    direct = weights(tracked.run / "snapshots" / "480" / "length-0.075")
+    made = weights(averaging.run / "posthoc" / "480-length-0.075")
+    nearest = min(
+        (weights(averaging.run / "snapshots" / "480" / f"length-{length}") - direct).norm() for length in (0.05, 0.1)
+    )
+    assert (made - direct).norm() < nearest / 20
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in UNet.from_pretrained(folder).parameters()])
+
+
+@pytest.mark.slow
+def test_samples_of_an_average_made_after_training(averaging: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that `sgdm ema` ends with draws with what it has made; without it a tracked average draws."""
+    config = dataclasses.replace(averaging, posthoc=PosthocConfig(lengths=(0.07,)))
     save_config(config, config.run / "config.yaml")
     posthoc.run(config)
     command = capsys.readouterr().out.splitlines()[-1].partition("sgdm sample ")[2]
     drawing = console.parse("sample", command.split())
-    assert sample.make_plan(drawing).weights == config.run / "posthoc" / "32-length-0.07"
+    assert sample.make_plan(drawing).weights == config.run / "posthoc" / "480-length-0.07"
     sample.run(drawing)
     drawn = images_of(config)
     sample.run(config)
-    assert sample.make_plan(config).weights == last / "ema-0.9"
+    last = checkpoint.newest(config.run)
+    assert last is not None and sample.make_plan(config).weights == last / "ema-0.9"
     assert (images_of(config) != drawn).any()
 
 
