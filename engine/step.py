@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
@@ -10,7 +12,13 @@ from engine.compilation import Compilation
 from sgdm.conditions import flip_images, make_condition
 from sgdm.data.guides import Drawn
 from sgdm.diffusion.objective import Objective
+from sgdm.models.embedding import Guide
 from sgdm.models.unet import Stage, UNet
+
+
+def _in_channels_last(stage: Callable[[Tensor, Guide], Tensor]) -> Callable[[Tensor, Guide], Tensor]:
+    """The layout of a single image is ambiguous, and the hooks of ZeRO 3 lose it."""
+    return lambda x, guide: stage(x.contiguous(memory_format=torch.channels_last), guide)
 
 
 class TrainingStep(nn.Module):
@@ -32,7 +40,7 @@ class TrainingStep(nn.Module):
             set_z3_leaf_modules(network, [Stage])
             for module in network.modules():
                 if isinstance(module, Stage):
-                    module.forward = compilation(module.forward)  # type: ignore[method-assign]
+                    module.forward = compilation(_in_channels_last(module.forward))  # type: ignore[method-assign]
 
     def forward(
         self, image: Tensor, drawn: Drawn, dropped: Tensor, flipped: Tensor | None, noise: Tensor, uniform: Tensor

@@ -163,8 +163,6 @@ class Stage(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, guide: Guide) -> Tensor:
-        # Of a single image the layout is ambiguous, and hooks of ZeRO 3 lose it.
-        x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
             x = layer(x, guide)
         return x

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ from sgdm.models.config import UNetConfig
 def keep_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program ends its process group with itself. Here the process goes on, and DeepSpeed with the group it knows."""
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def keep_signals() -> Iterator[None]:
+    """A program that was asked to stop ignores signals from then on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

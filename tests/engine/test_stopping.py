@@ -15,13 +15,19 @@ from engine.stopping import RESUME, Stop, Stopping
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_asks_and_ends_nothing(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
     with Stopping() as stop:
         assert stop.asked is None
         os.kill(os.getpid(), number)
         assert stop.asked == number.name
         os.kill(os.getpid(), signal.SIGUSR1)
-    assert signal.getsignal(number) == before
+    os.kill(os.getpid(), number)  # an echo, while the process leaves
+
+
+def test_a_run_that_was_not_asked_leaves_signals_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_second_termination_ends_at_once_unless_it_echoes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
