@@ -121,6 +121,36 @@ def test_training_evaluation_and_training_again_compile_each_once(counter: Compi
     assert not counters["graph_break"]
 
 
+def test_block_by_block_the_loss_and_its_gradient_are_the_same(counter: CompileCounterWithBackend) -> None:
+    """As under ZeRO 3, and of a single image too."""
+    config = UNetConfig(
+        image_size=16,
+        channels=8,
+        channel_multipliers=(1, 2),
+        residual_blocks=1,
+        attention_downsamples=(2,),
+        heads=2,
+        num_clusters=3,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    network = UNet(config)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    objective, gradients = make_objective("eps", "sqrt_linear", None), []
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    drawn, dropped = Drawn(torch.tensor([1]), None), torch.tensor([False])
+    noise = torch.randn(1, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    for choice, by_block in (("off", False), ("default", True)):
+        step = TrainingStep(network, objective, False, Compilation(choice), by_block)
+        network.zero_grad()
+        step(image, drawn, dropped, None, noise, torch.tensor([0.4])).mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None])
+    assert counter.frame_count > 1 and not counters["graph_break"]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+
+
 def test_a_whole_run_compiles_twice_and_equals_the_uncompiled_run(
     counter: CompileCounterWithBackend,
     make_config: Callable[[Path], Config],
