@@ -272,7 +272,8 @@ def test_one_signalled_process_stops_all_at_the_same_step(cluster: Cluster) -> N
 
 
 def test_training_on_two_nodes_has_the_loss_curve_of_one_process(cluster: Cluster, config: Config) -> None:
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=3e-3, images=320))
+    training = dataclasses.replace(config.training, learning_rate=1e-3, images=320, precision="fp32")
+    config = dataclasses.replace(config, training=training)
     prepare.run(config)
     annotate.run(config)
     path = cluster.folder / "config.yaml"
