@@ -228,7 +228,7 @@ def test_stop_is_no_error_of_the_user() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 def test_a_process_that_dies_is_the_end_of_the_others_and_torchrun_starts_all_again(config: Config) -> None:
-    config = changed(config, images=6_400, checkpoint_images=320, keep_checkpoints=2)
+    config = changed(config, images=3_200, checkpoint_images=160, keep_checkpoints=2)
     path = config.run.with_suffix(".yaml")
     save_config(config, path)
     torchrun = Path(sys.executable).with_name("torchrun")
@@ -251,4 +251,4 @@ def test_a_process_that_dies_is_the_end_of_the_others_and_torchrun_starts_all_ag
     shown, _ = process.communicate()
     assert process.returncode == 0, shown
     assert "train: going on from" in shown
-    assert [row["images"] for row in rows(config)] == list(range(16, 6_401, 16))
+    assert [row["images"] for row in rows(config)] == list(range(16, 3_201, 16))
