@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,16 @@ def keep_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def keep_signals() -> Iterator[None]:
-    """A program that was asked to stop ignores signals from then on."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+def keep_signals_and_environment() -> Iterator[None]:
+    """A program that was asked to stop ignores signals from then on; one that is alone gives itself a launcher's
+    environment, which launchers that are tested next would pass on."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    environment = dict(os.environ)
     yield
-    for number, handler in before.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")
