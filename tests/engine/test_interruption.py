@@ -53,7 +53,7 @@ def kill_when(process: subprocess.Popen[str], happened: Callable[[], bool]) -> N
 @pytest.fixture
 def annotated(config: Config) -> Config:
     long = dataclasses.replace(
-        config, training=dataclasses.replace(config.training, images=4_800, checkpoint_images=480, log_images=160)
+        config, training=dataclasses.replace(config.training, images=3_200, checkpoint_images=320, log_images=160)
     )
     prepare.run(long)
     annotate.run(long)
@@ -66,10 +66,10 @@ def test_training_that_is_killed_ends_as_if_it_were_not(annotated: Config) -> No
     process = start("train", annotated)
     kill_when(process, lambda: checkpoint.newest(annotated.run) is not None)
     last = checkpoint.newest(annotated.run)
-    assert last is not None and checkpoint.images_of(last) < 4_800
+    assert last is not None and checkpoint.images_of(last) < 3_200
     assert "going on from" in finish(start("train", annotated))
     one, two = (
-        UNet.from_pretrained(run / "checkpoints" / "4800" / "ema-0.9").state_dict()
+        UNet.from_pretrained(run / "checkpoints" / "3200" / "ema-0.9").state_dict()
         for run in (whole.run, annotated.run)
     )
     assert all(one[name].equal(two[name]) for name in one)
