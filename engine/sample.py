@@ -24,12 +24,12 @@ from engine.sheets import layout_lines, layout_sheet
 from sgdm.conditions import Condition, make_condition
 from sgdm.data.beton import check_beton
 from sgdm.data.guides import Guides
-from sgdm.diffusion.denoiser import Denoiser
-from sgdm.diffusion.guidance import GuidedDenoiser
+from sgdm.diffusion import guidance as guiding
 from sgdm.diffusion.noise import NoiseSource
 from sgdm.diffusion.objective import make_objective
-from sgdm.diffusion.samplers import sample
+from sgdm.diffusion.sampling import Sampling
 from sgdm.files import atomic_write, fingerprint, sha256_file
+from sgdm.models.embedding import Embedded
 from sgdm.models.unet import UNet
 from sgdm.progress import Advance
 
@@ -107,15 +107,15 @@ def run(config: Config) -> None:
         return
     images = config.sampling.images
     with telemetry.stage(config, "sample", visible=ranks.first) as record:
-        denoiser = load_denoiser(config, plan.weights, ranks)
+        sample = load_sampling(config, plan.weights, ranks)
         asked, examples = ask(config, plan.guidance, ranks.device)
         total = (images + len(examples)) * len(missing)
         with telemetry.progress("sample", total, visible=ranks.first) as advance:
             for scale, (path, key) in missing.items():
                 numbers = np.arange(images)
-                found = {"image": draw(config, denoiser, scale, asked, numbers, ranks, advance), **tell(asked, numbers)}
+                found = {"image": draw(config, sample, scale, asked, numbers, ranks, advance), **tell(asked, numbers)}
                 if len(examples):
-                    found["example"] = draw(config, denoiser, scale, asked, examples, ranks, advance)
+                    found["example"] = draw(config, sample, scale, asked, examples, ranks, advance)
                     found |= {f"example_{name}": value for name, value in tell(asked, examples).items()}
                 if ranks.first:
                     with atomic_write(path) as temporary:
@@ -165,11 +165,11 @@ def draw_layouts(config: Config, plan: Plan, path: Path) -> None:
     guides = make_guides(config, by_hand.clusters, by_hand.polygons, ranks.device)
     asked = Asked(guides, np.repeat(np.arange(len(by_hand.counts)), by_hand.counts))
     numbers = np.arange(len(asked.rows))
-    denoiser = load_denoiser(config, plan.weights, ranks)
+    sample = load_sampling(config, plan.weights, ranks)
     total = len(numbers) * len(plan.files)
     with telemetry.progress("sample, layouts", total, visible=ranks.first) as advance:
         for scale in plan.files:
-            pixels = draw(config, denoiser, scale, asked, numbers, ranks, advance)
+            pixels = draw(config, sample, scale, asked, numbers, ranks, advance)
             if ranks.first:
                 stem = config.run / "samples" / f"{path.stem}-{scale:g}"
                 told = tell(asked, numbers)
@@ -188,26 +188,32 @@ def draw_clusters(frequencies: NDArray[np.float64], images: int, seed: int) -> N
     return np.minimum(ids, len(frequencies) - 1)
 
 
-def load_denoiser(config: Config, weights: Path, ranks: Ranks) -> Denoiser:
+def load_sampling(config: Config, weights: Path, ranks: Ranks) -> Sampling:
     network = UNet.from_pretrained(weights, expected=config.network, backends=config.training.backends)
     network = network.to(ranks.device).eval()
     bf16 = distributed.computes_in_bf16(config.training.precision, ranks.device)
 
-    def forward(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
+    def forward(x: Tensor, time: Tensor, condition: Condition | Embedded | None) -> Tensor:
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
             return network(x, time, condition)
 
-    call = compilation.choose(config.training.compile, ranks.device)(forward)
-    objective = make_objective(
-        config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma
-    ).to(ranks.device)
-    return objective.denoiser(call)
+    def embed(condition: Condition) -> Embedded:
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+            return network.embed(condition)
+
+    return Sampling(
+        forward,
+        make_objective(config.diffusion.prediction, config.diffusion.schedule, config.diffusion.min_snr_gamma),
+        embed=embed,
+        num_clusters=config.annotation.num_clusters or None,
+        compile=compilation.choose(config.training.compile, ranks.device),
+    )
 
 
 @torch.inference_mode()
 def draw(
     config: Config,
-    denoiser: Denoiser,
+    sample: Sampling,
     scale: float,
     asked: Asked | None,
     numbers: NDArray[np.int64],
@@ -217,8 +223,7 @@ def draw(
     """The images of these numbers, uint8 [n, H, W, 3], at one guidance scale; each is the same whatever the batch, the
     processes and the other numbers."""
     sampling, size = config.sampling, config.data.image_size
-    if asked is not None:
-        denoiser = GuidedDenoiser(denoiser, scale, sampling.guidance_interval, config.annotation.num_clusters or None)
+    guidance = guiding.UNGUIDED if asked is None else guiding.Guidance(scale, sampling.guidance_interval)
     # A guided pass holds conditional and null images: half the images keep the compiled shape.
     batch_size = sampling.batch_size if scale in (0.0, 1.0) else max(1, sampling.batch_size // 2)
     own = numbers[ranks.rank :: ranks.world_size]
@@ -229,7 +234,14 @@ def draw(
         padded = np.resize(some, batch_size)  # a full last batch, so that nothing is compiled anew
         noise = NoiseSource(config.seed, padded.tolist(), (3, size, size), ranks.device)
         condition = None if asked is None else asked.of(padded, config.segments)
-        x = sample(denoiser, condition, noise, sampler=sampling.sampler, steps=sampling.steps, eta=sampling.eta)
+        x = sample(
+            condition,
+            noise,
+            sampler=sampling.sampler,
+            steps=sampling.steps,
+            eta=sampling.eta,
+            guidance=guidance,
+        )
         quantised = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         pixels[start : start + len(some)] = quantised[: len(some)].permute(0, 2, 3, 1).cpu()
         advance(len(some) * ranks.world_size)

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from sgdm.conditions import Condition
+Network = Callable[[Tensor, Tensor, Any], Tensor]
+"""network(x [B, C, H, W], time float32 [B], condition) -> [B, C, H, W]; its objective says what time is. The condition
+is a Condition, what the network has made of one, or None."""
 
-Network = Callable[[Tensor, Tensor, Condition | None], Tensor]
-"""network(x [B, C, H, W], time float32 [B], condition) -> [B, C, H, W]; its objective says what time is."""
 
+class Level(NamedTuple):
+    """What a network is told of a noise level, and how its prediction is read there: tensors without dimensions.
 
-class Denoiser(ABC):
-    """Estimates the clean image from x = image + sigma * noise (variance exploding coordinates).
-
-    `sigma` is a Python float, the same for the whole batch: guidance decides by it which passes to run, and a
-    number that lives on the host never makes the host wait for the device.
+    The names are those of Karras et al. (2206.00364, equation 7): D(x) = c_skip x + c_out F(c_in x).
     """
 
-    sigma_min: float
-    """The least noise level of a sampler, above 0."""
+    input_scale: Tensor
+    """c_in."""
 
-    sigma_max: float
-    """The noise level at which sampling begins."""
+    time: Tensor
 
-    clip: bool
-    """Whether estimates are clipped to [-1, 1], the range of images."""
+    skip_scale: Tensor
+    """c_skip."""
 
-    def __call__(self, x: Tensor, sigma: float, condition: Condition | None) -> Tensor:
-        """Estimate of the clean image, shape and type of `x` [B, C, H, W], clipped where `clip` is set."""
-        image = self.estimate(x, sigma, condition)
-        return image.clamp(-1, 1) if self.clip else image
+    output_scale: Tensor
+    """c_out."""
 
-    @abstractmethod
-    def estimate(self, x: Tensor, sigma: float, condition: Condition | None) -> Tensor:
-        """The estimate before clipping, which is linear in the predicted noise: what guidance combines."""
 
-    @abstractmethod
-    def sigma_grid(self, steps: int) -> list[float]:
-        """The objective's own noise levels for sampling in `steps` steps: falling, [steps + 1], ending in 0."""
+def estimate(network: Network, x: Tensor, level: Level, condition: Any) -> Tensor:
+    """The clean image in x = image + sigma * noise (variance exploding coordinates), as `x` float [B, C, H, W].
+
+    It is linear in the predicted noise, and not clipped yet: what guidance combines.
+    """
+    time = level.time.to(torch.float32).expand(len(x))
+    prediction = network(level.input_scale * x, time, condition)
+    return level.skip_scale * x + level.output_scale * prediction.to(x.dtype)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdm.conditions import Condition
-from sgdm.diffusion.denoiser import Denoiser, Network
+from sgdm.diffusion.denoiser import Level, Network
 from sgdm.diffusion.names import choose
 from sgdm.diffusion.schedule import StepTable, alpha_bar_from_sigma, karras_grid, make_alpha_bar, sigma_from_alpha_bar
 
@@ -57,6 +57,12 @@ class Objective(nn.Module, ABC):
         determinant = image * sigma - noise
         return -noise / determinant, sigma / determinant
 
+    def level(self, sigma: float) -> Level:
+        """What a sampler needs of a noise level, in float64 on the host."""
+        value = torch.tensor(sigma, dtype=torch.float64)
+        time = torch.tensor(self.time(sigma), dtype=torch.float64)
+        return Level(self.input_scale(value), time, *self.skip_and_output_scale(value))
+
     def loss(
         self, network: Network, image: Tensor, condition: Condition | None, noise: Tensor, uniform: Tensor
     ) -> Tensor:
@@ -71,10 +77,6 @@ class Objective(nn.Module, ABC):
         prediction = network(_per_image(self.input_scale(sigma)) * x, time, condition)
         target = _per_image(target_image) * image + _per_image(target_noise) * noise
         return self.weight(sigma) * (prediction.float() - target).square().mean(dim=(1, 2, 3))
-
-    def denoiser(self, network: Network, *, clip: bool = True) -> Denoiser:
-        """A network trained with this objective as a denoiser. The paper clips to [-1, 1] while sampling."""
-        return NetworkDenoiser(self, network, clip)
 
 
 class VariancePreserving(Objective):
@@ -157,25 +159,6 @@ class EDM(Objective):
 
     def sigma_grid(self, steps: int) -> list[float]:
         return karras_grid(self.sigma_min, self.sigma_max, steps)
-
-
-class NetworkDenoiser(Denoiser):
-    """A network as the objective that trained it understands it."""
-
-    def __init__(self, objective: Objective, network: Network, clip: bool) -> None:
-        self.sigma_min, self.sigma_max, self.clip = objective.sigma_min, objective.sigma_max, clip
-        self._objective, self._network = objective, network
-
-    def estimate(self, x: Tensor, sigma: float, condition: Condition | None) -> Tensor:
-        # Computed on the host; a tensor without dimensions enters the device's kernels as a number.
-        level = torch.tensor(sigma, dtype=torch.float64)
-        skip_scale, output_scale = self._objective.skip_and_output_scale(level)
-        time = torch.full((len(x),), self._objective.time(sigma), dtype=torch.float32, device=x.device)
-        prediction = self._network(self._objective.input_scale(level) * x, time, condition)
-        return skip_scale * x + output_scale * prediction.to(x.dtype)
-
-    def sigma_grid(self, steps: int) -> list[float]:
-        return self._objective.sigma_grid(steps)
 
 
 def _predict_noise(sigma: Tensor) -> Pair:

@@ -13,6 +13,27 @@ from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
 
 
+class Embedded(NamedTuple):
+    """What a network makes of a condition, the same at every time: a sampler makes it once for all its steps.
+
+    A NamedTuple, so that torch.compile sees a plain tuple of tensors. A part that the network does not use is None.
+    """
+
+    vector: Tensor | None = None
+    """[B, condition width], of cluster and attributes."""
+
+    tokens: Tensor | None = None
+    """[B, context_tokens * context_channels], of cluster and attributes, before they are normalised."""
+
+    mask: Tensor | None = None
+    """[B, M, H, W], the condition's own."""
+
+    def towards(self, other: Embedded, share: Tensor) -> Embedded:
+        """On the straight line to the embedding of another condition, at a share of the way, float32 [B]: at 0 this
+        one and at 1 the other, to the bit."""
+        return Embedded(*(_between(start, end, share) for start, end in zip(self, other, strict=True)))
+
+
 class Guide(NamedTuple):
     """The embedded time and condition."""
 
@@ -75,7 +96,7 @@ class ConditionProjection(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Turns the time and the condition into a `Guide`."""
+    """Turns the time and the embedded condition into a `Guide`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -94,20 +115,34 @@ class Embedder(nn.Module):
                 self.condition_tokens = ConditionProjection(config, context_width)
             self.token_norm = nn.LayerNorm(config.context_channels)
 
-    def forward(self, time: Tensor, condition: Condition | None) -> Guide:
+    def embed(self, condition: Condition | None) -> Embedded:
+        """The part that does not depend on the time."""
+        if not self.config.has_vector_condition:
+            return Embedded(mask=None if condition is None else condition.mask)
+        assert condition is not None, "the UNet has checked it"
+        tokens = self.condition_tokens(condition) if self.config.context_tokens else None
+        return Embedded(self.condition(condition), tokens, condition.mask)
+
+    def forward(self, time: Tensor, embedded: Embedded) -> Guide:
         waves = sinusoidal(time, self.config.channels).to(self.time.get_parameter("0.weight").dtype)
         vector = self.time(waves)
-        if self.config.has_vector_condition:
-            embedded = self.condition(condition)
+        if embedded.vector is not None:
             if self.config.condition_merge == "concatenate":
-                vector = torch.cat((vector, embedded), dim=1)
+                vector = torch.cat((vector, embedded.vector), dim=1)
             else:
-                vector = vector + embedded
+                vector = vector + embedded.vector
         # Every residual block starts with this activation, so it is taken once.
-        return Guide(F.silu(vector), self._tokens(waves, condition) if self.config.context_tokens else None)
+        return Guide(F.silu(vector), self._tokens(waves, embedded.tokens) if self.config.context_tokens else None)
 
-    def _tokens(self, waves: Tensor, condition: Condition | None) -> Tensor:
+    def _tokens(self, waves: Tensor, of_condition: Tensor | None) -> Tensor:
         tokens = self.time_tokens(waves)
-        if self.config.has_vector_condition:
-            tokens = torch.cat((tokens, self.condition_tokens(condition)), dim=1)
+        if of_condition is not None:
+            tokens = torch.cat((tokens, of_condition), dim=1)
         return self.token_norm(tokens.view(tokens.shape[0], -1, self.config.context_channels))
+
+
+def _between(start: Tensor | None, end: Tensor | None, share: Tensor) -> Tensor | None:
+    if start is None or end is None:
+        return None
+    share = share.view(-1, *[1] * (start.dim() - 1))
+    return torch.lerp(start.float(), end.float(), share).to(start.dtype)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sgdm.conditions import Condition
 from sgdm.models.config import UNetConfig
-from sgdm.models.embedding import Embedder, Guide
+from sgdm.models.embedding import Embedded, Embedder, Guide
 from sgdm.models.layers import (
     Backends,
     ContextAttention,
@@ -30,8 +30,8 @@ class UNet(Pretrained):
     """The network of Self-Guided Diffusion Models (arXiv 2210.06462) and, by configuration, the ADM family.
 
     network(x, time, condition): x float [B, in_channels, H, W], time float32 [B] in units of the sinusoidal
-    embedding, condition as the configuration says, None for a network without one. Returns
-    [B, out_channels, H, W] in the dtype of x and channels_last memory; zeros before any training.
+    embedding, condition as the configuration says, None for a network without one, or what `embed` made of it.
+    Returns [B, out_channels, H, W] in the dtype of x and channels_last memory; zeros before any training.
     x is cast to the dtype of the weights, so weights in bfloat16 and torch.autocast both work.
     Static shapes and no synchronisation with the host: compiles as one graph. ValueError where an argument
     does not fit the configuration; cluster ids are not checked, since that would wait for the device.
@@ -57,14 +57,24 @@ class UNet(Pretrained):
         self.output_norm = GroupNorm(config.widths[0], backends)
         self.output = zeroed(convolution(config.widths[0], pixels * config.out_channels))
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
-        self._check(x, time, condition)
+    def embed(self, condition: Condition) -> Embedded:
+        """What `forward` takes in place of the condition, at any time: whoever calls it often makes it once."""
+        self._check_condition(condition, next((len(part) for part in condition if part is not None), 0))
+        return self.embedder.embed(condition)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition | Embedded | None = None) -> Tensor:
+        self._check(x, time)
+        if isinstance(condition, Embedded):
+            embedded = condition
+        else:
+            self._check_condition(condition, x.shape[0])
+            embedded = self.embedder.embed(condition)
         config, dtype = self.config, x.dtype
-        if condition is not None and condition.mask is not None:
-            x = torch.cat((x, condition.mask.to(x.dtype)), dim=1)
+        if embedded.mask is not None:
+            x = torch.cat((x, embedded.mask.to(x.dtype)), dim=1)
         x = F.pixel_unshuffle(x, config.patch_size)
         x = x.to(self.input.weight.dtype, memory_format=torch.channels_last)
-        guide = self.embedder(time, condition)
+        guide = self.embedder(time, embedded)
 
         x = self.input(x)
         skips = [x]
@@ -136,11 +146,13 @@ class UNet(Pretrained):
     def _upsample(self, width: int) -> nn.Module:
         return self._residual(width, width, "double") if self.config.resample_in_block else Upsample(width)
 
-    def _check(self, x: Tensor, time: Tensor, condition: Condition | None) -> None:
-        config = self.config
-        B, size = x.shape[0], config.image_size
-        _check_shape("x", x, (B, config.in_channels, size, size))
+    def _check(self, x: Tensor, time: Tensor) -> None:
+        B, size = x.shape[0], self.config.image_size
+        _check_shape("x", x, (B, self.config.in_channels, size, size))
         _check_shape("time", time, (B,))
+
+    def _check_condition(self, condition: Condition | None, B: int) -> None:
+        config, size = self.config, self.config.image_size
         parts = condition if condition is not None else Condition()
         for name, part, shape, guided in (
             ("cluster", parts.cluster, (B,), config.num_clusters is not None),

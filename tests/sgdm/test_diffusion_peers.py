@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgdm.conditions import Condition
 from sgdm.diffusion.objective import VariancePreserving, make_objective
-from sgdm.diffusion.samplers import sample
+from sgdm.diffusion.sampling import Sampling
 from sgdm.diffusion.schedule import SCHEDULES, karras_grid, make_alpha_bar
 
 diffusers = pytest.importorskip("diffusers")
@@ -73,7 +73,7 @@ def replace_sigmas(made: Any, sigmas: list[float]) -> None:
 
 def ours(schedule: str, prediction: str, clip: bool = False, **options: Any) -> Tensor:
     objective = VariancePreserving(make_alpha_bar(schedule), prediction)
-    return sample(objective.denoiser(network, clip=clip), None, Stream(), **options)
+    return Sampling(network, objective, clip=clip)(None, Stream(), **options)
 
 
 def theirs(made: Any, scale: float, step: Step) -> Tensor:

@@ -7,17 +7,20 @@ drawn give the mean and the covariance exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from sgdm.conditions import Condition
-from sgdm.diffusion.denoiser import Denoiser
+from sgdm.diffusion.denoiser import estimate
 from sgdm.diffusion.names import UnknownNameError
 from sgdm.diffusion.noise import NoiseSource
 from sgdm.diffusion.objective import Objective, VariancePreserving, make_objective
-from sgdm.diffusion.samplers import SAMPLERS, sample
+from sgdm.diffusion.samplers import SAMPLERS, Row, make_rows
+from sgdm.diffusion.sampling import Sampling
 
 MEAN = torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.30, 0.10, 0.0], [0.10, 0.20, -0.05], [0.0, -0.05, 0.10]], dtype=torch.float64)
@@ -57,20 +60,110 @@ class Impulses:
         return noise
 
 
-def moments(denoiser: Denoiser, sampler: str, steps: int, eta: float = 0.0) -> tuple[Tensor, Tensor]:
+def gaussian(prediction: str) -> Sampling:
+    objective = OBJECTIVES[prediction]
+    return Sampling(GaussianNetwork(objective), objective, clip=False)
+
+
+def moments(sample: Sampling, sampler: str, steps: int, eta: float = 0.0) -> tuple[Tensor, Tensor]:
     """Exact mean [3] and covariance [3, 3] of the samples."""
     draws = steps if sampler == "ddpm" or eta > 0 else 1
     noise = Impulses(draws)
-    images = sample(denoiser, None, noise, sampler=sampler, steps=steps, eta=eta).flatten(1)
+    images = sample(None, noise, sampler=sampler, steps=steps, eta=eta).flatten(1)
     assert noise.draws == draws
     response = images[1:] - images[0]
     return images[0], response.T @ response
 
 
-def exact_flow(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+def exact_flow(x: Tensor, sigma: float) -> Tensor:
     """Where the probability flow takes x [B, 3] from sigma to 0: it rescales the principal axes (2206.00364, eq. 1)."""
     values, axes = torch.linalg.eigh(COVARIANCE)
     return MEAN + ((x - MEAN) @ axes * (values / (values + sigma**2)).sqrt()) @ axes.T
+
+
+def published_ddim(x: Tensor, sigmas: list[float], eta: float, draw: Callable[[], Tensor]) -> Tensor:
+    """Song et al. (2010.02502), equations 12 and 16, in their own (VP) coordinates."""
+    alphas = [1 / (1 + sigma**2) for sigma in sigmas]
+    x = x * math.sqrt(alphas[0])
+    for (sigma, _), (alpha, alpha_next) in zip(pairwise(sigmas), pairwise(alphas), strict=True):
+        image = denoise(x / math.sqrt(alpha), sigma)
+        eps = (x - math.sqrt(alpha) * image) / math.sqrt(1 - alpha)
+        deviation = eta * math.sqrt((1 - alpha_next) / (1 - alpha)) * math.sqrt(1 - alpha / alpha_next)
+        x = math.sqrt(alpha_next) * image + math.sqrt(max(0, 1 - alpha_next - deviation**2)) * eps
+        if deviation > 0:
+            x = x + deviation * draw()
+    return x
+
+
+def published_heun(x: Tensor, sigmas: list[float], eta: float, draw: Callable[[], Tensor]) -> Tensor:
+    """Karras et al. (2206.00364), algorithm 1."""
+    for sigma, sigma_next in pairwise(sigmas):
+        slope = (x - denoise(x, sigma)) / sigma
+        following = x + (sigma_next - sigma) * slope
+        if sigma_next > 0:
+            slope_there = (following - denoise(following, sigma_next)) / sigma_next
+            following = x + (sigma_next - sigma) * (slope / 2 + slope_there / 2)
+        x = following
+    return x
+
+
+def published_dpm_solver(x: Tensor, sigmas: list[float], eta: float, draw: Callable[[], Tensor]) -> Tensor:
+    """Lu et al. (2211.01095), algorithm 2, with alpha = 1: lambda is -log(sigma), and exp(-h) = sigma_next / sigma."""
+    past: list[tuple[Tensor, float]] = []
+    for sigma, sigma_next in pairwise(sigmas):
+        image = denoise(x, sigma)
+        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        combined = image
+        if past and sigma_next > 0:
+            past_image, past_h = past[-1]
+            r = past_h / h
+            combined = (1 + 1 / (2 * r)) * image - 1 / (2 * r) * past_image
+        x = sigma_next / sigma * x - (math.exp(-h) - 1) * combined
+        past.append((image, h))
+    return x
+
+
+def denoise(x: Tensor, sigma: float) -> Tensor:
+    return torch.tanh(0.3 * x / math.hypot(1, sigma) + math.log(1 + sigma))
+
+
+def run_rows(rows: list[Row], x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    memory = torch.zeros_like(x)
+    for row in rows:
+        image = denoise(x, row.sigma)
+        rest = x - image
+        x = row.image * image + row.noise * rest + row.memory * memory
+        if row.fresh > 0:
+            x = x + row.fresh * draw()
+        memory = row.kept_image * image + row.kept_noise * rest
+    return x
+
+
+@pytest.mark.parametrize("prediction", ["eps", "edm"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+@pytest.mark.parametrize(
+    ("sampler", "eta", "published"),
+    [
+        ("ddim", 0.0, published_ddim),
+        ("ddim", 0.6, published_ddim),
+        ("ddpm", 0.0, published_ddim),
+        ("heun", 0.0, published_heun),
+        ("dpmpp", 0.0, published_dpm_solver),
+    ],
+)
+def test_tables_are_the_published_algorithms(
+    sampler: str, eta: float, published: Callable[..., Tensor], steps: int, prediction: str
+) -> None:
+    rows = make_rows(OBJECTIVES[prediction], sampler, steps, eta)
+    sigmas = [row.sigma for row in rows if row.memory != 1] + [0.0]  # without the second halves of Heun's steps
+    start = sigmas[0] * torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def stream() -> Callable[[], Tensor]:
+        generator = torch.Generator().manual_seed(2)
+        return lambda: torch.randn(start.shape, dtype=torch.float64, generator=generator)
+
+    expected = published(start, sigmas, 1.0 if sampler == "ddpm" else eta, stream())
+    torch.testing.assert_close(run_rows(rows, start, stream()), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +175,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
     prediction: str, sampler: str, steps: int, eta: float
 ) -> None:
     """The tolerance has room for the prior: N(0, 1) has not got the mean of the data, VP training keeps 1/37 of it."""
-    objective = OBJECTIVES[prediction]
-    denoiser = objective.denoiser(GaussianNetwork(objective), clip=False)
-    mean, covariance = moments(denoiser, sampler, steps, eta)
+    mean, covariance = moments(gaussian(prediction), sampler, steps, eta)
     torch.testing.assert_close(mean, MEAN, rtol=0, atol=0.01)
     torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=0.01)
 
@@ -92,13 +183,11 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp", 2), ("heun", 2)])
 def test_order_of_convergence(sampler: str, order: int) -> None:
     """Twice the steps divide the distance to the exact flow by 2 to the power of the order."""
-    objective = OBJECTIVES["edm"]
-    denoiser = objective.denoiser(GaussianNetwork(objective), clip=False)
-    start = math.hypot(1, 80) * torch.eye(3, dtype=torch.float64)
-    expected = exact_flow(denoiser, start, 80)
+    sample = gaussian("edm")
+    expected = exact_flow(math.hypot(1, 80) * torch.eye(3, dtype=torch.float64), 80)
 
     def error(steps: int) -> float:
-        images = sample(denoiser, None, Impulses(1), sampler=sampler, steps=steps).flatten(1)[1:]
+        images = sample(None, Impulses(1), sampler=sampler, steps=steps).flatten(1)[1:]
         return (images - expected).abs().max().item()
 
     assert math.log2(error(40) / error(80)) == pytest.approx(order, abs=0.35)
@@ -106,11 +195,11 @@ def test_order_of_convergence(sampler: str, order: int) -> None:
 
 def test_one_step_returns_the_estimate_at_the_most_noise() -> None:
     objective = OBJECTIVES["eps"]
-    denoiser = objective.denoiser(GaussianNetwork(objective), clip=False)
-    sigma = denoiser.sigma_max
-    expected = denoiser(math.hypot(1, sigma) * Impulses(1).draw(), sigma, None)
+    sigma = objective.sigma_max
+    start = math.hypot(1, sigma) * Impulses(1).draw()
+    expected = estimate(GaussianNetwork(objective), start, objective.level(sigma), None)
     for sampler in SAMPLERS:
-        images = sample(denoiser, None, Impulses(1), sampler=sampler, steps=1)
+        images = gaussian("eps")(None, Impulses(1), sampler=sampler, steps=1)
         torch.testing.assert_close(images, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -122,7 +211,7 @@ def test_passes_of_the_network(sampler: str, passes: int) -> None:
         times.append(time)
         return torch.zeros_like(x)
 
-    sample(OBJECTIVES["eps"].denoiser(network), None, Impulses(10), sampler=sampler, steps=10)
+    Sampling(network, OBJECTIVES["eps"])(None, Impulses(10), sampler=sampler, steps=10)
     assert len(times) == passes
     assert all(time.shape == (31,) and time.dtype == torch.float32 for time in times)
     if sampler != "heun":
@@ -130,10 +219,9 @@ def test_passes_of_the_network(sampler: str, passes: int) -> None:
 
 
 def test_ddim_of_eta_1_is_ddpm() -> None:
-    objective = OBJECTIVES["v"]
-    denoiser = objective.denoiser(GaussianNetwork(objective))
-    ddpm = sample(denoiser, None, Impulses(25), sampler="ddpm", steps=25)
-    torch.testing.assert_close(sample(denoiser, None, Impulses(25), sampler="ddim", steps=25, eta=1.0), ddpm)
+    sample = gaussian("v")
+    ddpm = sample(None, Impulses(25), sampler="ddpm", steps=25)
+    torch.testing.assert_close(sample(None, Impulses(25), sampler="ddim", steps=25, eta=1.0), ddpm)
 
 
 def convolution(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
@@ -146,12 +234,12 @@ def convolution(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_an_image_is_the_same_in_any_batch(sampler: str) -> None:
-    denoiser = OBJECTIVES["eps"].denoiser(convolution)
+    sample = Sampling(convolution, OBJECTIVES["eps"])
 
     def images(numbers: list[int]) -> Tensor:
         condition = Condition(cluster=torch.tensor(numbers) % 5)
         noise = NoiseSource(11, numbers, (3, 8, 8), "cpu")
-        return sample(denoiser, condition, noise, sampler=sampler, steps=10)
+        return sample(condition, noise, sampler=sampler, steps=10)
 
     together = images(list(range(8)))
     apart = torch.cat([images([0]), images([1, 2, 3]), images([4, 5]), images([6, 7])])
@@ -170,7 +258,7 @@ def test_clipped_samples_stay_in_range(sampler: str) -> None:
         return torch.sin(7 * x)
 
     noise = NoiseSource(0, [0, 1], (3, 8, 8), "cpu")
-    images = sample(OBJECTIVES["eps"].denoiser(network), None, noise, sampler=sampler, steps=20)
+    images = Sampling(network, OBJECTIVES["eps"])(None, noise, sampler=sampler, steps=20)
     assert images.abs().max() <= 1
 
 
@@ -178,7 +266,8 @@ def test_progress_is_told_in_images() -> None:
     told: list[int] = []
     condition = Condition(cluster=torch.tensor([0, 1]))
     noise = NoiseSource(0, [0, 1], (3, 8, 8), "cpu")
-    sample(OBJECTIVES["eps"].denoiser(convolution), condition, noise, sampler="ddim", steps=3, advance=told.append)
+    sample = Sampling(convolution, OBJECTIVES["eps"])
+    sample(condition, noise, sampler="ddim", steps=3, advance=told.append)
     assert sum(told) == 2
 
 
@@ -194,11 +283,9 @@ def test_progress_is_told_in_images() -> None:
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
-    objective = OBJECTIVES["eps"]
-    denoiser = objective.denoiser(GaussianNetwork(objective))
     error = UnknownNameError if "unknown" in message else ValueError
     with pytest.raises(error, match=message):
-        sample(denoiser, None, Impulses(1), **arguments)  # type: ignore[arg-type]
+        gaussian("eps")(None, Impulses(1), **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
@@ -209,11 +296,11 @@ def test_sampling_never_waits_for_the_device(sampler: str) -> None:
     def network(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
         return torch.nn.functional.conv2d(x, weight, padding=1) + time.view(-1, 1, 1, 1) / 1000
 
-    denoiser = OBJECTIVES["eps"].denoiser(network)
+    sample = Sampling(network, OBJECTIVES["eps"])
     noise = NoiseSource(0, range(4), (3, 8, 8), "cuda")
-    sample(denoiser, None, noise, sampler=sampler, steps=2)  # libraries may wait while they set themselves up
+    sample(None, noise, sampler=sampler, steps=2)  # libraries may wait while they set themselves up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sample(denoiser, None, noise, sampler=sampler, steps=5)
+        sample(None, noise, sampler=sampler, steps=5)
     finally:
         torch.cuda.set_sync_debug_mode("default")

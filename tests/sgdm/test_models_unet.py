@@ -163,6 +163,15 @@ def test_time_cluster_attributes_and_mask_all_matter_and_samples_are_independent
     torch.testing.assert_close(alone, y[1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name, config in VARIANTS.items() if config.has_condition])
+def test_an_embedded_condition_stands_for_the_condition(name: str) -> None:
+    network = trained(VARIANTS[name])
+    x, time, condition = inputs(VARIANTS[name])
+    assert torch.equal(network(x, time, network.embed(condition)), network(x, time, condition))
+    with pytest.raises(ValueError, match="this network is guided by"):
+        network.embed(Condition())
+
+
 def test_dropout_only_while_training() -> None:
     network = trained(TINY)
     x, time, condition = inputs(TINY)
