@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import annotate, kernels, raster, unet
+from benchmarks import annotate, kernels, raster, sampling, unet
 from benchmarks.comparison import Case
 
 CASES = {
@@ -22,6 +22,7 @@ CASES = {
         Case("noise", "standard normals [B, C, H, W] of training, and four uniforms an image", kernels.noise),
         Case("raster", "masks and label maps of 64x64 from run lengths and polygons, on the CPU", raster.raster),
         Case("annotate", "k-means, LOST and features of a backbone, as they annotate a data set", annotate.annotate),
+        Case("sampling", "a batch of images by guided DDIM, with the paper's UNet on a GPU", sampling.sampling),
         Case("train_step", "forward, backward, AdamW and EMA of the paper's UNet", unet.train_step),
     )
 }

@@ -151,7 +151,7 @@ def test_block_by_block_the_loss_and_its_gradient_are_the_same(counter: CompileC
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
 
 
-def test_a_whole_run_compiles_twice_and_equals_the_uncompiled_run(
+def test_a_whole_run_compiles_three_graphs_and_equals_the_uncompiled_run(
     counter: CompileCounterWithBackend,
     make_config: Callable[[Path], Config],
     tmp_path: Path,
@@ -164,7 +164,7 @@ def test_a_whole_run_compiles_twice_and_equals_the_uncompiled_run(
         for stage in (prepare, annotate, train, sample):
             stage.run(config)
         weights.append(UNet.from_pretrained(config.run / "checkpoints" / "64" / "ema-0.15"))
-    assert counter.frame_count == 2  # the training step; the network of sample, at every guidance scale
+    assert counter.frame_count == 3  # the training step; the step of sample, unguided and guided by whatever scale
     assert not counters["graph_break"]
     assert "train: compiled 1 graph(s) in" in capsys.readouterr().out
     eager, compiled = (network.state_dict() for network in weights)
