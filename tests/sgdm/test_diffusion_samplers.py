@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sgdm.conditions import Condition
 from sgdm.diffusion.denoiser import estimate
+from sgdm.diffusion.guidance import UNGUIDED, Guidance
 from sgdm.diffusion.names import UnknownNameError
 from sgdm.diffusion.noise import NoiseSource
 from sgdm.diffusion.objective import Objective, VariancePreserving, make_objective
@@ -289,18 +290,23 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object], message: str)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("guidance", [UNGUIDED, Guidance(2.0, (0.5, 3.0))])
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_sampling_never_waits_for_the_device(sampler: str) -> None:
+def test_sampling_never_waits_for_the_device(sampler: str, guidance: Guidance) -> None:
     weight = torch.linspace(-0.5, 0.5, 81, device="cuda").view(3, 3, 3, 3)
 
-    def network(x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
-        return torch.nn.functional.conv2d(x, weight, padding=1) + time.view(-1, 1, 1, 1) / 1000
+    def network(x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.cluster is not None
+        return torch.nn.functional.conv2d(x, weight, padding=1) + (condition.cluster + time / 1000).view(-1, 1, 1, 1)
 
-    sample = Sampling(network, OBJECTIVES["eps"])
+    sample = Sampling(network, OBJECTIVES["eps"], num_clusters=4)
+    condition = Condition(torch.arange(4, device="cuda"))
     noise = NoiseSource(0, range(4), (3, 8, 8), "cuda")
-    sample(None, noise, sampler=sampler, steps=2)  # libraries may wait while they set themselves up
+    sample(
+        condition, noise, sampler=sampler, steps=9, guidance=guidance
+    )  # libraries may wait as they set themselves up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sample(None, noise, sampler=sampler, steps=5)
+        sample(condition, noise, sampler=sampler, steps=12, guidance=guidance)
     finally:
         torch.cuda.set_sync_debug_mode("default")
