@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 ROUNDING = 1e-9  # of the two traces: what float64 may leave of a distance of zero
 
@@ -16,52 +21,92 @@ class NumericalError(ValueError):
 
 
 class Moments:
-    """Mean and covariance of features, gathered batch by batch in float64 and mergeable across processes.
+    """Mean and covariance of features, gathered batch by batch in float64 where the features are, and summed over
+    processes.
 
     count; mean: float64 [D]; scatter: float64 [D, D], the sum of outer products of what is left after the mean.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self.mean = np.zeros(dimension)
-        self.scatter = np.zeros((dimension, dimension))
+        self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
+        self._factor: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, features: np.ndarray, block: int = 8192) -> Moments:
+    def of(cls, features: np.ndarray | Tensor, block: int = 8192) -> Moments:
         """Moments of features [N, D], by blocks so that no float64 copy of the whole set is made."""
-        moments = cls(features.shape[1])
-        for start in range(0, len(features), block):
-            moments.add(features[start : start + block])
+        tensor = features if isinstance(features, Tensor) else torch.from_numpy(np.ascontiguousarray(features))
+        moments = cls(tensor.shape[1], tensor.device)
+        for part in tensor.split(block):
+            moments.add(part)
         return moments
 
-    def add(self, features: np.ndarray) -> None:
-        """Adds a batch of features [B, D]."""
-        _check(features, self.mean.size)
-        batch = Moments(self.mean.size)
+    @property
+    def dimension(self) -> int:
+        return self.mean.numel()
+
+    def add(self, features: Tensor) -> None:
+        """Adds a batch of features [B, D]. The host does not wait for the device; features that are not finite show when
+        the moments are read."""
+        if features.dim() != 2 or features.shape[1] != self.dimension:
+            raise FeaturesError(
+                f"features are of shape {tuple(features.shape)}, where [N, {self.dimension}] was expected"
+            )
         if len(features):
-            batch.count = len(features)
-            batch.mean = features.mean(axis=0, dtype=np.float64)
-            centred = features - batch.mean
-            batch.scatter = centred.T @ centred
-        self.merge(batch)
+            exact = features.double()
+            mean = exact.mean(dim=0)
+            centred = exact - mean
+            self._merge(len(features), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Adds the images of `other` (Chan, Golub and LeVeque, 1983: no loss of digits where the mean is large)."""
-        count = self.count + other.count
-        if other.count == 0:
+        """Adds the images of `other`."""
+        if other.count:
+            self._merge(other.count, other.mean, other.scatter)
+
+    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+        """Adds the images of all processes, each of which calls it. `all_reduce` sums a tensor over them in place.
+
+        Every tensor is summed once: first the sums of features, then the scatter of each process around the common
+        mean, so that nothing cancels.
+        """
+        total = torch.cat((self.mean * self.count, self.mean.new_tensor([self.count])))
+        all_reduce(total)
+        count = round(float(total[-1]))
+        if count == 0:
             return
-        difference = other.mean - self.mean
-        self.scatter += other.scatter
-        self.scatter += np.outer(difference, difference * (self.count * other.count / count))
-        self.mean = self.mean + difference * (other.count / count)
-        self.count = count
+        mean = total[:-1] / count
+        difference = self.mean - mean
+        self.scatter += self.count * torch.outer(difference, difference)
+        all_reduce(self.scatter)
+        self.count, self.mean, self._factor = count, mean, None
 
     @property
-    def covariance(self) -> np.ndarray:
-        """Unbiased covariance [D, D]; FeaturesError for fewer than two images."""
+    def covariance(self) -> NDArray[np.float64]:
+        """Unbiased covariance [D, D]; FeaturesError for fewer than two images, and for features that are not finite."""
         if self.count < 2:
             raise FeaturesError(f"a covariance needs at least 2 images, there are {self.count}")
-        return self.scatter / (self.count - 1)
+        if not bool(self.scatter.isfinite().all()):
+            raise FeaturesError(f"features among those of {self.count} images are NaN or infinite: look at these images")
+        return self.scatter.cpu().numpy() / (self.count - 1)
+
+    @property
+    def factor(self) -> NDArray[np.float64]:
+        """F [D, rank] with F F^T = covariance, over the eigenvalues that float64 can tell from zero; computed once."""
+        if self._factor is None:
+            values, vectors = np.linalg.eigh(self.covariance)
+            present = values > values[-1] * values.size * np.finfo(np.float64).eps
+            self._factor = vectors[:, present] * np.sqrt(values[present])
+        return self._factor
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Chan, Golub and LeVeque, 1983: no loss of digits where the mean is large."""
+        total = self.count + count
+        difference = mean - self.mean
+        self.scatter += scatter
+        self.scatter += torch.outer(difference, difference * (self.count * count / total))
+        self.mean = self.mean + difference * (count / total)
+        self.count, self._factor = total, None
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
@@ -72,16 +117,38 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     images than dimensions), where a matrix square root of C1 C2 may be complex or fail without a word. Singular values
     of the product, and not eigenvalues of its square, keep all digits of small ones.
     """
-    first_covariance, second_covariance = first.covariance, second.covariance
-    if first.mean.size != second.mean.size:
-        raise FeaturesError(f"features of {first.mean.size} and of {second.mean.size} dimensions have no distance")
-    difference = first.mean - second.mean
-    traces = np.trace(first_covariance) + np.trace(second_covariance)
-    common = np.linalg.svd(_factor(first_covariance).T @ _factor(second_covariance), compute_uv=False).sum()
+    if first.dimension != second.dimension:
+        raise FeaturesError(f"features of {first.dimension} and of {second.dimension} dimensions have no distance")
+    traces = float(np.trace(first.covariance) + np.trace(second.covariance))
+    difference = (first.mean - second.mean).cpu().numpy()
+    common = np.linalg.svd(first.factor.T @ second.factor, compute_uv=False).sum()
     distance = float(difference @ difference + traces - 2 * common)
     if not distance >= -ROUNDING * traces:  # also true for NaN
         raise NumericalError(f"Fréchet distance {distance} of covariances with traces {traces}; it cannot be negative")
     return max(distance, 0.0)
+
+
+def check_linear_algebra() -> None:
+    """Takes milliseconds. NumericalError where this machine computes a known distance wrongly, as some builds of BLAS
+    have done without a word."""
+    D, random = 192, np.random.default_rng(0)
+    axes = np.linalg.qr(random.standard_normal((D, D)))[0]
+    deviations = np.linspace(0.1, 3, D), np.r_[np.geomspace(1e-3, 5, D // 2), np.zeros(D - D // 2)]  # one is singular
+    sets = []
+    for number, deviation in enumerate(deviations):
+        moments = Moments(D)
+        moments.count = 2
+        moments.mean = torch.full((D,), float(number), dtype=torch.float64)
+        moments.scatter = torch.from_numpy((axes * deviation**2) @ axes.T)
+        sets.append(moments)
+    expected = D + float(((deviations[0] - deviations[1]) ** 2).sum())
+    for first, second, known in (*zip(sets, sets, (0.0, 0.0), strict=True), (sets[0], sets[1], expected)):
+        found = frechet_distance(first, second)
+        if not abs(found - known) < 1e-6 * expected:
+            raise NumericalError(
+                f"the Fréchet distance of two known Gaussians is {found} here, and should be {known}: the linear algebra "
+                f"under NumPy {np.__version__} is at fault; another build of NumPy helps"
+            )
 
 
 def kernel_distance(
@@ -116,13 +183,6 @@ def _check(features: np.ndarray, dimension: int) -> None:
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
         raise FeaturesError(f"features of {bad} of {len(features)} images are NaN or infinite; look at these images")
-
-
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F [D, rank] with F Fᵀ = covariance, over the eigenvalues that float64 can tell from zero."""
-    values, vectors = np.linalg.eigh(covariance)
-    present = values > values[-1] * values.size * np.finfo(np.float64).eps
-    return vectors[:, present] * np.sqrt(values[present])
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

