@@ -216,7 +216,7 @@ def show(config: Config, rows: list[dict[str, Any]]) -> None:
     if found:
         found.sort(key=lambda one: float(one[metric]))
         table = Table(box=None, pad_edge=False)
-        table.add_column("the best")
+        table.add_column("the best", no_wrap=True)
         for name in names:
             table.add_column(name.replace("_", " "), justify="right")
         for one in found[:BEST_SHOWN]:
