@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine import annotate, checkpoint, prepare
-from engine.config import Config, save_config
+from engine.config import Config, SweepConfig, save_config
+from engine.sweep_results import read
 from sgdm.models.unet import UNet
 
 ENGINE = Path(checkpoint.__file__).parent
@@ -89,6 +90,35 @@ def test_sampling_that_is_killed_keeps_the_scales_that_are_whole(annotated: Conf
     finish(start("sample", config))
     assert first.stat().st_mtime_ns == before
     assert len(list((config.run / "samples").glob("guidance-*.npz"))) == 4
+
+
+def test_a_sweep_that_is_killed_goes_on_at_the_batch(annotated: Config) -> None:
+    """The rows are those of a sweep in one piece, and what was there is not drawn again."""
+    config = dataclasses.replace(
+        annotated,
+        training=dataclasses.replace(annotated.training, images=64, precision="fp32"),
+        sampling=dataclasses.replace(annotated.sampling, images=96, steps=4, batch_size=8),
+        sweep=SweepConfig(guidance="0,2", seeds=2),
+    )
+    finish(start("train", config))
+    whole = dataclasses.replace(config, run=config.run.with_name("whole"))
+    shutil.copytree(config.run, whole.run)
+    finish(start("evaluate", whole))
+    process = start("evaluate", config)
+    batches = config.run / "sweep" / "batches"
+    kill_when(process, lambda: len(read(config.run / "sweep.csv")) == 1 and len(list(batches.glob("*/*8.npz"))) > 0)
+    (row,) = read(config.run / "sweep.csv")
+    (first,) = batches.glob("*/000000000.npz")
+    before = first.stat().st_mtime_ns
+    again = start("evaluate", config)
+    kill_when(again, lambda: len(list(first.parent.glob("[0-9]*.npz"))) > 9)
+    assert first.stat().st_mtime_ns == before
+    finish(start("evaluate", config))
+    rows, expected = read(config.run / "sweep.csv"), read(whole.run / "sweep.csv")
+    assert rows[0] == row
+    for one, other in zip(rows, expected, strict=True):
+        for name in ("key", "kernel_distance", "inception_score", "precision", "coverage"):
+            assert one[name] == other[name]
 
 
 def test_extraction_that_is_killed_goes_on_at_the_shard(config: Config) -> None:

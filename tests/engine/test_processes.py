@@ -16,7 +16,8 @@ import torch
 
 from engine import annotate, checkpoint, prepare
 from engine.annotation_config import SelfSupervisionConfig
-from engine.config import Config, save_config
+from engine.config import Config, SweepConfig, save_config
+from engine.sweep_results import read
 
 ENGINE = Path(checkpoint.__file__).parent
 
@@ -55,9 +56,14 @@ def test_loss_and_samples_do_not_depend_on_the_number_of_processes(config: Confi
         )
         launch("train", runs[name], processes, port=29_610 + len(runs))
         launch("sample", runs[name], processes, port=29_620 + len(runs))
+        sweep = SweepConfig(guidance="0,2", metric="kernel_distance", search="coarse-to-fine")
+        launch("evaluate", dataclasses.replace(runs[name], sweep=sweep), processes, port=29_630 + len(runs))
     np.testing.assert_allclose(losses(runs["two"]), losses(runs["one"]), rtol=1e-4)
     np.testing.assert_allclose(losses(runs["sharded"]), losses(runs["one"]), rtol=1e-4)
     for name in ("two", "sharded"):
+        for one, other in zip(read(runs["one"].run / "sweep.csv"), read(runs[name].run / "sweep.csv"), strict=True):
+            for metric in ("kernel_distance", "inception_score", "spatial_frechet_distance"):
+                assert one[metric] == other[metric] or other[metric] == pytest.approx(one[metric], rel=0.02)
         for file in ("guidance-0.npz", "guidance-2.npz"):
             with (
                 np.load(runs["one"].run / "samples" / file) as expected,
