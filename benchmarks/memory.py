@@ -23,7 +23,8 @@ import tyro
 
 from benchmarks.machine import describe
 from engine import distributed
-from engine.config import AnnotationConfig, Config, DataConfig, TrainingConfig
+from engine.annotation_config import AnnotationConfig
+from engine.config import Config, DataConfig, TrainingConfig
 from engine.distributed import Ranks
 from engine.memory import predict, trace_activations
 from engine.telemetry import say

@@ -60,6 +60,11 @@ def choose(choice: Choice, device: torch.device, accumulation: int = 1) -> Compi
     return Compilation(choice)
 
 
+def choose_for_sampling(choice: Choice, device: torch.device) -> Compilation:
+    """Of a denoising step, which is replayed hundreds of times: `auto` captures it as a CUDA graph on a GPU."""
+    return choose("cuda-graphs" if choice == "auto" and device.type == "cuda" else choice, device)
+
+
 @dataclass(frozen=True)
 class CompileReport:
     """What torch.compile did in this process so far."""

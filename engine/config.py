@@ -6,26 +6,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import pydantic
 import tyro
 import yaml
 
+from engine import axes
+from engine.annotation_config import AnnotationConfig
 from engine.compilation import Choice
+from engine.config_error import ConfigError, require
 from kernels.attention import Backend as AttentionBackend
 from kernels.group_norm import Backend as GroupNormBackend
-from sgdm.annotate.names import (
-    CONTROLS,
-    BoxFinder,
-    ClusterMethod,
-    FeatureChoice,
-    Network,
-    Objective,
-    SegmentFinder,
-)
+from sgdm.annotate.names import CONTROLS
 from sgdm.averaging import LONGEST
 from sgdm.files import atomic_write, fingerprint
 from sgdm.models.config import UNetConfig
@@ -33,15 +29,6 @@ from sgdm.models.layers import Backends
 
 SMALLEST_SET = 10
 """Images; the Inception score takes ten parts, precision and recall the fifth neighbour of each."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the field and the way out."""
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 def require_lengths(name: str, lengths: tuple[float, ...]) -> None:
@@ -65,113 +52,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.image_size >= 8, f"data.image_size is {self.image_size}: give at least 8 pixels")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfSupervisionConfig:
-    objective: Objective = "neighbours"
-    """What the encoder learns from: the `neighbours` of each image, or, by lightly, views of each: `dino`, `simclr`,
-    `vicreg`."""
-    network: Network = "convnet"
-    """`convnet`, fast on a CPU, or `vit`, a small transformer."""
-    images: int = 240_000
-    """Training budget, in images seen."""
-
-    def __post_init__(self) -> None:
-        require(self.images >= 1, f"annotation.self_supervision.images is {self.images}: give at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoxesConfig:
-    finder: BoxFinder = "lost"
-    """`lost`, or `normalised-cut` (TokenCut, MaskCut)."""
-    objects: int = 1
-    """At most so many boxes an image: each is found in what those before it have left."""
-
-    def __post_init__(self) -> None:
-        require(1 <= self.objects <= 100, f"annotation.boxes.objects is {self.objects}: give 1 to 100")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentsConfig:
-    finder: SegmentFinder = "stego"
-    """`stego`, a head that is trained to make patches that the frozen features hold alike more alike, and others less;
-    without training, `k-means` of patches, or `lost` or `normalised-cut`, k-means of the regions that these cut each
-    image into."""
-    num_segments: int = 21
-    """Classes of segments."""
-    images: int = 20_000
-    """Training budget of stego, in images seen."""
-    shifts: tuple[float, float, float] | None = None
-    """How much alike patches must be for stego to draw them together, of one image, of neighbours, of any two; none:
-    as much as most are, which is measured. 0.18 0.12 0.46 are those of the paper for DINO's ViT-S/8."""
-    crf: bool = False
-    """Let a dense conditional random field draw the borders along those of the image. Needs the extra `crf`."""
-
-    def __post_init__(self) -> None:
-        require(
-            2 <= self.num_segments <= 254, f"annotation.segments.num_segments is {self.num_segments}: give 2 to 254"
-        )
-        require(self.images >= 1, f"annotation.segments.images is {self.images}: give at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotationConfig:
-    num_clusters: int = 100
-    """K, the number of clusters; 0 trains without any condition. `sgdm annotate RECIPE --suggest` says how many."""
-    clusters: ClusterMethod = "k-means"
-    """Spherical `k-means`, or `temi`, which goes on from there to clusters that nearest neighbours share. Controls for
-    experiments: `random` ids; the `labels` of the source; `split-labels`, each label's images at random among
-    num_clusters / labels ids."""
-    also_clusters: tuple[int, ...] = ()
-    """Other K to cluster for in the same pass over the features: a run that asks for one finds it done."""
-    iterations: int = 30
-    """k-means iterations."""
-    encoder: str = "auto"
-    """Feature network: `auto` (DINO ViT-S/16 where its weights are at hand, else `self-supervised`),
-    `self-supervised` (trained on these images), `pixels` (PCA-whitened), or the name of any timm model."""
-    weights: Path | None = None
-    """Weight file of a timm encoder (safetensors or a state dict); none: timm's own cache or hub."""
-    features: FeatureChoice = field(default_factory=FeatureChoice)
-    self_supervision: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
-    layout: Literal["none", "boxes", "segments"] = "none"
-    """Where things are, as a second guide: `boxes` beside the cluster; `segments`, classes of dense features, instead
-    of it. Both from features without labels."""
-    boxes: BoxesConfig = field(default_factory=BoxesConfig)
-    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
-    batch_size: int = 256
-    """Images a forward pass of the encoder."""
-    shard_images: int | None = None
-    """Images a shard of what is extracted, the most that a kill costs; none: 65,536, or a process's share of fewer."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of a timm encoder; `auto`: bf16 where the device is fast at it."""
-    compile: Choice = "auto"
-    """Compile a timm encoder; `auto`: on a GPU only."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.layout != "segments" or self.num_clusters == 0,
-            f"annotation.num_clusters is {self.num_clusters}, but segments guide instead of clusters: give 0",
-        )
-        require(
-            self.num_clusters == 0 or self.num_clusters >= 2,
-            f"annotation.num_clusters is {self.num_clusters}: give at least 2, or 0 for no condition",
-        )
-        require(
-            all(number >= 2 for number in self.also_clusters),
-            f"annotation.also_clusters is {self.also_clusters}: give at least 2 each",
-        )
-        require(
-            not self.also_clusters or (self.num_clusters > 0 and self.clusters not in CONTROLS),
-            f"annotation.also_clusters is {self.also_clusters}, but there is no pass over features that they could "
-            f"share: annotation.num_clusters is {self.num_clusters}, annotation.clusters {self.clusters}",
-        )
-        for name in ("iterations", "batch_size"):
-            require(getattr(self, name) >= 1, f"annotation.{name} is {getattr(self, name)}: give at least 1")
-        require(
-            self.shard_images is None or self.shard_images >= 1,
-            f"annotation.shard_images is {self.shard_images}: give at least 1",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,13 +209,16 @@ class PosthocConfig:
         require_lengths("posthoc.lengths", self.lengths)
 
 
+Sampler = Literal["ddpm", "ddim", "heun", "dpmpp"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     guidance_scales: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
     """Guidance scales w to sample at: eps = eps_null + w (eps_cond - eps_null); 0 is unconditional, 1 conditional."""
-    images: int = 10_000
-    """Images a guidance scale."""
-    sampler: Literal["ddpm", "ddim", "heun", "dpmpp"] = "ddim"
+    images: Annotated[int, tyro.conf.arg(aliases=("--num",))] = 10_000
+    """Images a guidance scale, or a point of a sweep."""
+    sampler: Sampler = "ddim"
     """Sampler; `dpmpp` is DPM-Solver++(2M), `heun` the second-order one of EDM (two passes a step)."""
     steps: int = 250
     """Sampling steps."""
@@ -347,15 +230,31 @@ class SamplingConfig:
     """Which average of the weights draws the samples; none: the first of training.ema_decays."""
     ema_length: float | None = None
     """Draw with the average of this length that `sgdm ema` has made, instead of one of training.ema_decays."""
-    batch_size: int = 250
-    """Images a forward pass; has no effect on the images."""
+    weak_model: Path | None = None
+    """Folder of averaged weights of an earlier checkpoint, or of a smaller network, away from which autoguidance leads,
+    instead of away from the null condition; guidance scales are then of it. None: classifier-free guidance."""
+    clusters: Literal["frequency", "balanced"] = "frequency"
+    """How clusters are drawn: by their share of the training images, or all of them equally often."""
+    cluster: Annotated[int | None, tyro.conf.arg(aliases=("--cluster",))] = None
+    """Draw this cluster alone."""
+    batch_size: int | None = None
+    """Images a forward pass; has no effect on the images. None: found by trying."""
+    format: Annotated[Literal["npz", "png", "webdataset", "beton"], tyro.conf.arg(aliases=("--format",))] = "npz"
+    """What samples are written as: one `npz`, a folder of `png`, tar files as `webdataset` reads them, or a `beton`, to
+    train on."""
+    interpolate: Annotated[tuple[int, int] | None, tyro.conf.arg(aliases=("--interpolate",))] = None
+    """Draw pages of images on the way from one cluster to another, instead of the run's samples."""
     layout: Annotated[Path | None, tyro.conf.arg(aliases=("--layout",))] = None
     """JSON file of boxes and polygons to draw images for, instead of the run's samples: see engine/layout_file.py."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
-            require(value >= 1, f"sampling.{name} is {value}: give at least 1")
+            require(value is None or value >= 1, f"sampling.{name} is {value}: give at least 1")
+        require(
+            self.cluster is None or self.clusters == "frequency",
+            f"sampling.cluster is {self.cluster}, and sampling.clusters {self.clusters}: give one of them",
+        )
         require(self.images >= SMALLEST_SET, f"sampling.images is {self.images}: metrics need {SMALLEST_SET}")
         require(len(self.guidance_scales) >= 1, "sampling.guidance_scales is empty: give at least one, such as 2")
         require(
@@ -373,17 +272,76 @@ class EvaluationConfig:
     """Weight file of Inception (clean-fid's inception-2015-12-05.pt)."""
     reference: Literal["train", "val"] = "val"
     """Split that samples are compared with."""
-    reference_images: int = 10_000
-    """At most so many images of the reference split."""
+    reference_images: int | None = 10_000
+    """At most so many images of the reference split; none: all of them."""
+    backbone: str | None = None
+    """A timm backbone whose Fréchet distance is measured as well, such as vit_large_patch14_dinov2.lvd142m."""
+    backbone_weights: Path | None = None
+    """Its weight file; none: timm's own cache or hub."""
+    replicas: Annotated[bool, tyro.conf.arg(aliases=("--replicas",))] = False
+    """Look for copies of training images among the samples, by features of the backbone, or else of the network."""
+    keep_samples: Annotated[bool, tyro.conf.arg(aliases=("--keep-samples",))] = False
+    """Write the samples of every point of a sweep too, in sampling.format; else no image is kept but the first 64."""
     batch_size: int = 250
     """Images a forward pass of the feature network."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"evaluation.batch_size is {self.batch_size}: give at least 1")
         require(
-            self.reference_images >= SMALLEST_SET,
+            self.backbone is not None or self.backbone_weights is None,
+            f"evaluation.backbone_weights is {self.backbone_weights}: name their evaluation.backbone too",
+        )
+        require(
+            self.reference_images is None or self.reference_images >= SMALLEST_SET,
             f"evaluation.reference_images is {self.reference_images}: metrics need {SMALLEST_SET}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Axes of `sgdm evaluate`, as text: 0:4:0.25 is from 0 to 4 by 0.25, 18,32 a list. None: what sampling says."""
+
+    guidance: str | None = None
+    """Guidance scales."""
+    steps: str | None = None
+    """Numbers of sampling steps."""
+    sampler: str | None = None
+    """Samplers, as in ddim,dpmpp."""
+    ema: str | None = None
+    """Averages of the weights: decays that were tracked, or lengths, which are made of the run's snapshots."""
+    eta: str | None = None
+    """Noise of DDIM."""
+    interval: str | None = None
+    """Noise levels between which guidance acts, as in 0.3..5,none."""
+    seeds: int = 1
+    """Each point is measured with so many seeds."""
+    search: Literal["grid", "coarse-to-fine"] = "grid"
+    """Measure all points, or find the best with a fraction of them: see engine/search.py."""
+    metric: Literal["frechet_distance", "kernel_distance", "backbone_frechet_distance"] = "frechet_distance"
+    """What is least at the best point."""
+
+    def __post_init__(self) -> None:
+        require(self.seeds >= 1, f"sweep.seeds is {self.seeds}: give at least 1")
+        _ = self.values
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to sweep over."""
+        return bool(self.values) or self.seeds > 1
+
+    @property
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """The values of every axis that is given."""
+        parse: dict[str, Callable[[str, str], tuple[Any, ...]]] = {
+            "guidance": axes.numbers,
+            "steps": axes.whole_numbers,
+            "sampler": lambda option, text: axes.names(option, text, get_args(Sampler)),
+            "ema": axes.numbers,
+            "eta": axes.numbers,
+            "interval": axes.intervals,
+        }
+        texts = {name: getattr(self, name) for name in parse}
+        return {name: parse[name](f"sweep.{name}", text) for name, text in texts.items() if text is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,6 +358,7 @@ class Config:
     posthoc: PosthocConfig = field(default_factory=PosthocConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**64, f"seed is {self.seed}: give 0 to 2^64 - 1")
@@ -411,6 +370,23 @@ class Config:
         require(
             decay is None or decay in self.training.ema_decays,
             f"sampling.ema_decay {decay} is not tracked: choose one of training.ema_decays {self.training.ema_decays}",
+        )
+        K = self.annotation.num_clusters
+        for name in ("cluster", "interpolate"):
+            value = getattr(self.sampling, name)
+            ids = value if isinstance(value, tuple) else () if value is None else (value,)
+            require(
+                all(0 <= number < K for number in ids),
+                f"sampling.{name} is {value}, but the clusters are 0 to {K - 1}"
+                if K
+                else f"sampling.{name} is {value}, but this run has no clusters (annotation.num_clusters is 0)",
+            )
+        scales = self.sweep.values.get("guidance", ())
+        require(
+            self.guided or all(scale in (0, 1) for scale in scales),
+            f"sweep.guidance is {self.sweep.guidance}, but this run was trained without annotations "
+            "(annotation.num_clusters is 0, annotation.layout none): leave it out, or give a sampling.weak_model to "
+            "guide by",
         )
 
     @property
@@ -424,6 +400,11 @@ class Config:
             mask_channels={"none": 0, "boxes": 1, "segments": annotation.segments.num_segments}[annotation.layout],
             num_attributes=self.segments,
         )
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guidance scale has anything to act on."""
+        return self.network.has_condition or self.sampling.weak_model is not None
 
     @property
     def ema_decay(self) -> float:

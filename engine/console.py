@@ -5,6 +5,7 @@ A program may have actions: flags that run something else than its stage with th
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import os
@@ -12,14 +13,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed
 import tyro
 
 import kernels
-from engine.config import Config, ConfigError, load_config
+from engine.config import Config, load_config
+from engine.config_error import ConfigError
+from engine.points import PROTOCOLS
 from engine.recipes import RECIPES
 from engine.stopping import RESUME, ResumeError
 from engine.telemetry import errors, say
@@ -55,8 +58,10 @@ ACTIONS = {
 
 USAGE = """[recipe | --config FILE] [--field value ...]
 
-recipe         one of: {recipes} (default: quickstart)
---config FILE  the config.yaml of an earlier run instead of a recipe"""
+recipe         one of: {recipes}
+--config FILE  the config.yaml of an earlier run instead of a recipe
+               Without either: that of the run folder of --run, or, where there is none, quickstart.
+--protocol     how samples are measured, in one word: {protocols}; single fields override it"""
 
 
 def parse(program: str, arguments: list[str]) -> Config:
@@ -66,7 +71,11 @@ def parse(program: str, arguments: list[str]) -> Config:
     """
     # The DeepSpeed launcher adds --local_rank=N; the same number is in the environment.
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    protocol, arguments = _take_protocol(arguments)
     default, rest = _starting_point(arguments)
+    for path, value in protocol.items():
+        part, _, name = path.partition(".")
+        default = dataclasses.replace(default, **{part: dataclasses.replace(getattr(default, part), **{name: value})})
     for derived, ruler in (("image-size", "data.image-size"), ("num-clusters", "annotation.num-clusters")):
         if any(argument.split("=")[0].replace("_", "-") == f"--model.{derived}" for argument in rest):
             raise ConfigError(f"--model.{derived} follows --{ruler}: set that one")
@@ -81,7 +90,31 @@ def parse(program: str, arguments: list[str]) -> Config:
 
 def _usage(program: str) -> str:
     lines = [f"{flag:14} {action.purpose}" for flag, action in ACTIONS.items() if action.program == program]
-    return "\n".join([USAGE.format(recipes=", ".join(RECIPES)), *lines])
+    return "\n".join([USAGE.format(recipes=", ".join(RECIPES), protocols=", ".join(PROTOCOLS)), *lines])
+
+
+def _take_protocol(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The fields that --protocol fixes, and the other arguments."""
+    rest, name = [], "custom"
+    given = iter(arguments)
+    for argument in given:
+        flag, equals, value = argument.partition("=")
+        if flag != "--protocol":
+            rest.append(argument)
+            continue
+        name = value if equals else next(given, "")
+        if name not in PROTOCOLS:
+            raise ConfigError(f"there is no protocol {name or 'without a name'}; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name], rest
+
+
+def _run_of(arguments: list[str]) -> Path | None:
+    """The folder that --run names."""
+    for number, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--run":
+            return Path(value if equals else "".join(arguments[number + 1 : number + 2]))
+    return None
 
 
 def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
@@ -98,6 +131,9 @@ def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
             nearest = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
             raise ConfigError(f"there is no recipe {name}; nearest: {', '.join(nearest)}")
         return RECIPES[name](), arguments[1:]
+    run = _run_of(arguments)
+    if run is not None and (run / "config.yaml").is_file():
+        return load_config(run / "config.yaml"), arguments
     return RECIPES["quickstart"](), arguments
 
 

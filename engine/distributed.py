@@ -15,6 +15,7 @@ from datetime import timedelta
 import psutil
 import torch
 import torch.distributed
+from torch import Tensor
 
 from engine import launcher
 from engine.telemetry import say
@@ -116,6 +117,15 @@ def restarts(ranks: Ranks) -> int:
     if ranks.world_size > 1:
         torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
     return int(count)
+
+
+def gather(part: Tensor, ranks: Ranks) -> Tensor:
+    """The parts [n, ...] of all processes, interleaved, on the CPU: row i of process r is row i * world_size + r."""
+    if ranks.world_size == 1:
+        return part
+    parts = [torch.empty_like(part, device=ranks.device) for _ in range(ranks.world_size)]
+    torch.distributed.all_gather(parts, part.to(ranks.device))
+    return torch.stack(parts, dim=1).flatten(0, 1).cpu()
 
 
 def _device_of(placement: launcher.Placement) -> torch.device:

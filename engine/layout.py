@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from engine import telemetry
-from engine.config import BoxesConfig, Config
+from engine.annotation_config import BoxesConfig
+from engine.config import Config
 from engine.distributed import Ranks
 from engine.extraction import fill_shards, open_shards
 from engine.info import versions

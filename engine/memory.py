@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.compilation import Compilation
-from engine.config import Config, ConfigError, TrainingConfig
+from engine.config import Config, TrainingConfig
+from engine.config_error import ConfigError
 from engine.distributed import Ranks, computes_in_bf16
 from engine.step import TrainingStep
 from engine.zero import local_processes, reducing_bytes, resting_bytes

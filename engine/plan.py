@@ -23,7 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.config import Config, ConfigError, require
+from engine.config import Config
+from engine.config_error import ConfigError, require
 from engine.console import guard, parse
 from engine.distributed import computes_in_bf16, default_device
 from engine.memory import SHARE, fewest_micro_batches, predict, trace_activations, trace_for_gpu

@@ -5,13 +5,14 @@ with it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine import snapshots
 from engine.config import Config
 from engine.console import run_program
 from engine.telemetry import say
-from sgdm.averaging import Profile, nearest_combination
+from sgdm.averaging import LONGEST, Profile, nearest_combination
 from sgdm.models.pretrained import CONFIG
 
 ROUGH = 0.05
@@ -33,10 +34,34 @@ def run(config: Config) -> None:
         _make(config, Profile(length, images), before)
 
 
-def find(config: Config) -> Path:
-    """The average that sampling.ema_length draws with. ValueError, naming those that are there, where it is not."""
-    assert config.sampling.ema_length is not None
-    wanted = Profile(config.sampling.ema_length, _end(config))
+def make_missing(config: Config, lengths: Iterable[float]) -> None:
+    """Makes those averages of these lengths that are not there yet, of the run's snapshots.
+
+    ValueError for a length that no average has, naming the decays and lengths that there are, and without snapshots."""
+    for length in lengths:
+        if not snapshots.find(config.run) or not 0 < length < LONGEST:
+            raise ValueError(_no_average(config, length))
+        images = _end(config)
+        wanted = Profile(length, images)
+        if not (snapshots.combined_folder_of(config.run, wanted) / CONFIG).is_file():
+            _make(config, wanted, [snapshot for snapshot in snapshots.find(config.run) if snapshot.images <= images])
+
+
+def _no_average(config: Config, length: float) -> str:
+    decays = sorted(config.training.ema_decays, key=lambda decay: abs(decay - length))
+    there = f"{config.run} has no average {length:g}. It has the decays {', '.join(f'{decay:g}' for decay in decays)}"
+    stored = sorted({snapshot.length for snapshot in snapshots.find(config.run)}, key=lambda other: abs(other - length))
+    if not stored:
+        return f"{there}, nearest first, and no snapshots to make other lengths of (train with --training.ema-lengths)"
+    lengths = ", ".join(f"{other:g}" for other in stored)
+    return (
+        f"{there}, and snapshots of the lengths {lengths}, nearest first, of which lengths up to {LONGEST:.3g} are made"
+    )
+
+
+def find(config: Config, length: float) -> Path:
+    """The average of this length. ValueError, naming those that are there, where it is not."""
+    wanted = Profile(length, _end(config))
     folder = snapshots.combined_folder_of(config.run, wanted)
     if not (folder / CONFIG).is_file():
         there = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))) or "none"

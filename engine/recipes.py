@@ -7,15 +7,8 @@ from pathlib import Path
 
 import torch
 
-from engine.config import (
-    AnnotationConfig,
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    EvaluationConfig,
-    SamplingConfig,
-    TrainingConfig,
-)
+from engine.annotation_config import AnnotationConfig
+from engine.config import Config, DataConfig, DiffusionConfig, EvaluationConfig, SamplingConfig, TrainingConfig
 from sgdm.models.config import UNetConfig
 
 
@@ -53,7 +46,7 @@ def _quickstart_cpu() -> Config:
             log_images=640,
             checkpoint_images=8_000,
         ),
-        sampling=SamplingConfig(images=1_000, sampler="dpmpp", steps=12, batch_size=200),
+        sampling=SamplingConfig(images=1_000, sampler="dpmpp", steps=12),
         evaluation=EvaluationConfig(reference_images=2_000),
     )
 
@@ -76,7 +69,7 @@ def _quickstart_gpu() -> Config:
             log_images=20_000,
             checkpoint_images=500_000,
         ),
-        sampling=SamplingConfig(images=10_000, sampler="heun", steps=18, batch_size=1_000),
+        sampling=SamplingConfig(images=10_000, sampler="heun", steps=18),
         evaluation=EvaluationConfig(batch_size=500),
     )
 

@@ -57,8 +57,13 @@ def layout_lines(
     return lines
 
 
+def image_sheet(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Images uint8 [n, H, W, 3] on one sheet, in lines of so many."""
+    return layout_sheet([list(images[start : start + columns]) for start in range(0, len(images), columns)])
+
+
 def layout_sheet(lines: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-    """The pictures of layout_lines on one sheet, uint8 [height, width, 3]."""
+    """Lines of pictures on one sheet, uint8 [height, width, 3]."""
     H, W = lines[0][0].shape[:2]
     columns = max(map(len, lines))
     sheet = np.full((len(lines) * (H + GAP) - GAP, columns * (W + GAP) - GAP, 3), PAPER, np.uint8)

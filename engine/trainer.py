@@ -19,7 +19,8 @@ from engine.averages import Averages, length_name
 from engine.checkpoint import Counters, Saver
 from engine.collectives import timed_collectives
 from engine.compilation import CompileReport, choose, compile_report
-from engine.config import Config, ConfigError, to_plain
+from engine.config import Config, to_plain
+from engine.config_error import ConfigError
 from engine.distributed import Ranks, computes_in_bf16
 from engine.memory import find_accumulation, free_bytes
 from engine.meters import Meters

@@ -9,7 +9,8 @@ import psutil
 import torch
 import torch.distributed
 
-from engine.config import ConfigError, TrainingConfig
+from engine.config import TrainingConfig
+from engine.config_error import ConfigError
 from engine.distributed import Ranks
 
 STATE_SHARE = 0.5

@@ -47,8 +47,8 @@ class Moments:
         return self.mean.numel()
 
     def add(self, features: Tensor) -> None:
-        """Adds a batch of features [B, D]. The host does not wait for the device; features that are not finite show when
-        the moments are read."""
+        """Adds a batch of features [B, D]. The host does not wait for the device: features that are not finite show
+        when the moments are read."""
         if features.dim() != 2 or features.shape[1] != self.dimension:
             raise FeaturesError(
                 f"features are of shape {tuple(features.shape)}, where [N, {self.dimension}] was expected"
@@ -87,7 +87,9 @@ class Moments:
         if self.count < 2:
             raise FeaturesError(f"a covariance needs at least 2 images, there are {self.count}")
         if not bool(self.scatter.isfinite().all()):
-            raise FeaturesError(f"features among those of {self.count} images are NaN or infinite: look at these images")
+            raise FeaturesError(
+                f"features among those of {self.count} images are NaN or infinite: look at these images"
+            )
         return self.scatter.cpu().numpy() / (self.count - 1)
 
     @property
@@ -146,8 +148,8 @@ def check_linear_algebra() -> None:
         found = frechet_distance(first, second)
         if not abs(found - known) < 1e-6 * expected:
             raise NumericalError(
-                f"the Fréchet distance of two known Gaussians is {found} here, and should be {known}: the linear algebra "
-                f"under NumPy {np.__version__} is at fault; another build of NumPy helps"
+                f"the Fréchet distance of two known Gaussians is {found} here, and should be {known}: the linear "
+                f"algebra under NumPy {np.__version__} is at fault; another build of NumPy helps"
             )
 
 

@@ -123,9 +123,8 @@ class CleanInception(FeatureNetwork):
     dimension = 2048
     num_classes = 1008
     spatial_dimension = SPATIAL
-    BEFORE_MIXED_6 = (
-        "conv conv_1 conv_2 pool0 conv_3 conv_4 pool1 mixed mixed_1 mixed_2 mixed_3 mixed_4 mixed_5".split()
-    )
+    FIRST = ("conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1")
+    BEFORE_MIXED_6 = (*FIRST, "mixed", "mixed_1", "mixed_2", "mixed_3", "mixed_4", "mixed_5")
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         self.model = InceptionV3W(str(weights.parent), download=False, resize_inside=False).to(device).eval()

@@ -58,7 +58,7 @@ def _search(
     rows = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(training), block):
         part = training[start : start + block].astype(np.float32) - centre
-        index = faiss.IndexFlatL2(part.shape[1])
+        index: faiss.Index = faiss.IndexFlatL2(part.shape[1])
         if getattr(faiss, "get_num_gpus", lambda: 0)():
             index = faiss.index_cpu_to_all_gpus(index)
         index.add(part)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config import AnnotationConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig
+from engine.annotation_config import AnnotationConfig
+from engine.config import Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig
 from sgdm.models.config import UNetConfig
 
 

@@ -14,7 +14,9 @@ import pytest
 from torch import Tensor
 
 from engine import annotate, prepare
-from engine.config import AnnotationConfig, Config, ConfigError
+from engine.annotation_config import AnnotationConfig
+from engine.config import Config
+from engine.config_error import ConfigError
 from sgdm.annotate.cluster_set import load_clusters
 from sgdm.annotate.features import load_features
 from sgdm.annotate.selfsup import OwnEncoder

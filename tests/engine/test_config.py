@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import Config, ConfigError, load_config, save_config, to_plain
+from engine.config import Config, load_config, save_config, to_plain
+from engine.config_error import ConfigError
 from engine.console import parse
 from engine.recipes import RECIPES, quickstart
 

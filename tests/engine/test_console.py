@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine import console
-from engine.config import Config, ConfigError, load_config, save_config
+from engine.config import Config, load_config, save_config
+from engine.config_error import ConfigError
 from engine.recipes import RECIPES, quickstart
 from engine.telemetry import stage
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from engine import annotate, evaluate, prepare, sample, train
+from engine.annotation_config import SegmentsConfig, SelfSupervisionConfig
 from engine.checkpoint import CheckpointError
-from engine.config import Config, SegmentsConfig, SelfSupervisionConfig
+from engine.config import Config
 from engine.layout_file import LayoutFileError
 from sgdm.annotate.layout import LayoutManifest, load_layout, save_layout
 from sgdm.data.beton import check_beton

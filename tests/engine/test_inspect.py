@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from engine import annotate, console, inspection, prepare
-from engine.config import Config, ConfigError, SegmentsConfig
+from engine.annotation_config import SegmentsConfig
+from engine.config import Config
+from engine.config_error import ConfigError
 from engine.inspection import MOST_IMAGES, choose_rows, replaced
 from engine.sheets import class_colours
 from sgdm.annotate.cluster_set import ClusterManifest, ClusterSet, load_clusters

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from engine import annotate, prepare
-from engine.config import BoxesConfig, Config, SegmentsConfig, SelfSupervisionConfig
+from engine.annotation_config import BoxesConfig, SegmentsConfig, SelfSupervisionConfig
+from engine.config import Config
 from sgdm.annotate.layout import LayoutManifest, load_layout, save_layout
 from sgdm.data.beton import check_beton
 from sgdm.ragged import Boxes, Masks, Views

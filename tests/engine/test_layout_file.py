@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import AnnotationConfig, Config, SegmentsConfig
+from engine.annotation_config import AnnotationConfig, SegmentsConfig
+from engine.config import Config
 from engine.layout_file import LayoutFileError, read_layouts
 from engine.sheets import layout_lines, layout_sheet
 from sgdm.data.guides import Guides

@@ -9,7 +9,8 @@ import torch
 
 from engine import distributed, memory, trainer
 from engine.compilation import Compilation
-from engine.config import Config, ConfigError
+from engine.config import Config
+from engine.config_error import ConfigError
 from engine.distributed import Ranks
 from engine.memory import Activations, activation_bytes, fewest_micro_batches, find_accumulation, free_bytes, predict
 from engine.step import TrainingStep

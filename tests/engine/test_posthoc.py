@@ -9,6 +9,8 @@ import torch
 
 from engine import checkpoint, console, posthoc, prepare, sample, train
 from engine.config import Config, PosthocConfig, save_config
+from engine.drawing import average_folder, open_run
+from engine.points import points
 from sgdm.models.unet import UNet
 
 
@@ -53,13 +55,17 @@ def test_samples_of_an_average_made_after_training(averaging: Config, capsys: py
     posthoc.run(config)
     command = capsys.readouterr().out.splitlines()[-1].partition("sgdm sample ")[2]
     drawing = console.parse("sample", command.split())
-    assert sample.make_plan(drawing).weights == config.run / "posthoc" / "480-length-0.07"
+    assert weights_of(drawing) == config.run / "posthoc" / "480-length-0.07"
     sample.run(drawing)
     drawn = images_of(config)
     sample.run(config)
     last = checkpoint.newest(config.run)
-    assert last is not None and sample.make_plan(config).weights == last / "ema-0.9"
+    assert last is not None and weights_of(config) == last / "ema-0.9"
     assert (images_of(config) != drawn).any()
+
+
+def weights_of(config: Config) -> Path:
+    return average_folder(config, open_run(config), points(config)[0].ema)
 
 
 def images_of(config: Config) -> np.ndarray:

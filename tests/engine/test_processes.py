@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from engine import annotate, checkpoint, prepare
-from engine.config import Config, SelfSupervisionConfig, save_config
+from engine.annotation_config import SelfSupervisionConfig
+from engine.config import Config, save_config
 
 ENGINE = Path(checkpoint.__file__).parent
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from engine import charts
-from engine.config import AnnotationConfig, Config, DataConfig, TrainingConfig, save_config
+from engine.annotation_config import AnnotationConfig
+from engine.config import Config, DataConfig, TrainingConfig, save_config
 from engine.report import write_report
 from sgdm.annotate.cluster_set import ClusterManifest, save_clusters
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import Config, ConfigError, TrainingConfig
+from engine.config import Config, TrainingConfig
+from engine.config_error import ConfigError
 from engine.distributed import Ranks
 from engine.zero import check_stage, choose_stage, deepspeed_config, guards_itself, state_bytes
 

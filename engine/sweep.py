@@ -1,0 +1,239 @@
+"""`sgdm evaluate --sweep.<axis> ...`: which guidance, sampler, steps and average of the weights give the best samples?
+
+RUN/sweep.csv        a row for every point and seed that was measured, of this sweep and of earlier ones
+RUN/sweep/grids/     the first images of each
+RUN/sweep/batches/   what the point at hand has come to: a kill costs the batch at hand
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from engine import checkpoint, distributed, exports, posthoc, sweep_results, telemetry
+from engine.batches import Batches
+from engine.config import Config, save_config
+from engine.distributed import Ranks
+from engine.drawing import Painter, Trained, average_folder, open_run, tracked_decay
+from engine.judge import PICTURES, Judge
+from engine.points import Point, axes, label_of, point_at, points, protocol_of, seeds
+from engine.run_lock import run_lock
+from engine.search import coarse_to_fine
+from engine.subjects import choose_subjects, describe_subjects, tell
+from sgdm.diffusion.guidance import Guidance
+from sgdm.diffusion.objective import make_objective
+from sgdm.diffusion.sampling import evaluations
+from sgdm.files import atomic_write, fingerprint
+from sgdm.metrics.evaluate import singular
+from sgdm.progress import Advance
+
+BEST_SHOWN = 10
+SHOWN = (
+    "frechet_distance",
+    "kernel_distance",
+    "inception_score",
+    "precision",
+    "recall",
+    "backbone_frechet_distance",
+    "replica_share",
+    "images_per_second",
+)
+
+
+def table_path(run: Path) -> Path:
+    return run / "sweep.csv"
+
+
+def grid_path(run: Path, key: str) -> Path:
+    """`image` uint8 [64, H, W, 3]: the first images of a row."""
+    return run / "sweep" / "grids" / f"{key}.npz"
+
+
+def run(config: Config) -> Ranks:
+    """Measures what the table does not have yet. All processes call it."""
+    trained = open_run(config)
+    ranks = distributed.join()
+    with _alone_in(config.run / "sweep", ranks):
+        if ranks.first:
+            save_config(config, config.run / "sweep" / "config.yaml")
+            lengths = [ema for ema in axes(config)["ema"] if tracked_decay(config, ema) is None]
+            posthoc.make_missing(config, lengths)
+        ranks.wait()
+        sweep = Sweep(config, trained, ranks)
+        rows = sweep.search() if config.sweep.search == "coarse-to-fine" else sweep.grid()
+    if ranks.first:
+        show(config, rows)
+    return ranks
+
+
+@contextmanager
+def _alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    if not ranks.first:
+        yield
+        return
+    with run_lock(folder):
+        yield
+
+
+class Sweep:
+    """A sweep of a run, by all processes alike."""
+
+    def __init__(self, config: Config, trained: Trained, ranks: Ranks) -> None:
+        self._config, self._trained, self._ranks = config, trained, ranks
+        self._weights = {ema: average_folder(config, trained, ema) for ema in axes(config)["ema"]}
+        self._judge = Judge(config, ranks)
+        self._painter: Painter | None = None  # not made where everything is measured already
+        diffusion = config.diffusion
+        self._objective = make_objective(diffusion.prediction, diffusion.schedule, diffusion.min_snr_gamma)
+        self._guidance = "none"
+        if config.guided:
+            self._guidance = "classifier-free" if trained.weak is None else f"autoguidance by {trained.weak}"
+        if ranks.first and (why := singular(self._judge.reference.statistics[0])):
+            telemetry.say(f"evaluate: {why}")
+
+    def grid(self) -> list[dict[str, Any]]:
+        """The rows of all points."""
+        asked = points(self._config)
+        missing = len([point for point in asked if self._find(point) is None])
+        with self._progress("sweep", missing) as advance:
+            return [self._row(point, advance) for point in asked]
+
+    def search(self) -> list[dict[str, Any]]:
+        """The rows of the points that lead to the best one."""
+        rows: list[dict[str, Any]] = []
+
+        def measure(values: dict[str, Any]) -> float | None:
+            """Mean over the seeds."""
+            point = point_at(self._config, values)
+            asked = [dataclasses.replace(point, seed=seed) for seed in seeds(self._config)]
+            missing = len([one for one in asked if self._find(one) is None])
+            with self._progress(f"sweep, {point.label}", missing) as advance:
+                found = [self._row(one, advance) for one in asked]
+            rows.extend(row for row in found if row not in rows)
+            figures = [row[self._config.sweep.metric] for row in found]
+            return None if None in figures else float(np.mean(figures))
+
+        coarse_to_fine(axes(self._config), measure)
+        return rows
+
+    def _evaluations(self, point: Point) -> int:
+        """Passes of a network an image."""
+        guidance = Guidance(point.guidance_scale, point.interval) if self._config.guided else Guidance()
+        return evaluations(self._objective, sampler=point.sampler, steps=point.steps, guidance=guidance)
+
+    @contextmanager
+    def _progress(self, name: str, missing: int) -> Iterator[Advance]:
+        total = missing * self._config.sampling.images
+        with telemetry.progress(name, total, visible=self._ranks.first and missing > 0) as advance:
+            yield advance
+
+    def _key(self, point: Point) -> str:
+        drawn = self._trained.key(point, self._weights[point.ema])
+        return fingerprint(drawn, self._config.sampling.images, self._judge.identity)[:16]
+
+    def _find(self, point: Point) -> dict[str, Any] | None:
+        key = self._key(point)
+        rows = sweep_results.read(table_path(self._config.run))
+        return next((row for row in rows if row["key"] == key), None)
+
+    def _row(self, point: Point, advance: Advance) -> dict[str, Any]:
+        """A point's row of the table, which every process reads there, measured where it is not there yet."""
+        found = self._find(point)
+        self._ranks.wait()  # all have looked before it is written
+        if found is not None:
+            return found
+        self._measure(point, self._key(point), advance)
+        self._ranks.wait()
+        found = self._find(point)
+        assert found is not None
+        return found
+
+    def _measure(self, point: Point, key: str, advance: Advance) -> None:
+        config, images = self._config, self._config.sampling.images
+        if self._painter is None:
+            self._painter = Painter(config, self._trained, images, self._ranks)
+        painter = self._painter
+        painter.use(self._weights[point.ema])
+        subjects = choose_subjects(config, self._trained.guidance, images, point.seed, self._ranks.device)
+        batches = Batches(config.run / "sweep" / "batches" / key, images, key)
+        start = time.monotonic()
+        keep = config.evaluation.keep_samples
+        found = self._judge.measure(
+            batches,
+            lambda numbers: painter.draw(point, subjects, numbers),
+            painter.batch_size,
+            advance,
+            (lambda numbers: tell(subjects, numbers)) if keep else None,
+        )
+        seconds = time.monotonic() - start
+        if not self._ranks.first:
+            return
+        _save_grid(batches, grid_path(config.run, key))
+        if keep:
+            exports.export(config.sampling.format, config.run / "samples" / f"sweep-{key}", batches, key)
+        reference = self._judge.reference
+        low, high = point.interval or (None, None)
+        row = {
+            "key": key,
+            "guidance_scale": point.guidance_scale,
+            "steps": point.steps,
+            "sampler": point.sampler,
+            "ema": point.ema,
+            "eta": point.eta,
+            "interval_low": low,
+            "interval_high": high,
+            "seed": point.seed,
+            "trained_images": checkpoint.images_of(self._trained.checkpoint),
+            "guidance": self._guidance,
+            "subjects": describe_subjects(config),
+            "protocol": protocol_of(config, point),
+            "images": images,
+            "reference": reference.split,
+            "reference_images": reference.images,
+            "network": self._judge.network.name,
+            "backbone": None if self._judge.backbone is None else self._judge.backbone.name,
+            "evaluations": self._evaluations(point),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 3),
+            **found,
+        }
+        sweep_results.add(table_path(config.run), row)
+        batches.remove()
+
+
+def show(config: Config, rows: list[dict[str, Any]]) -> None:
+    """The best points on the screen, and where all of them are."""
+    metric = config.sweep.metric
+    found = [one for one in sweep_results.summarise(rows) if one[metric] is not None]
+    names = [name for name in SHOWN if any(one[name] is not None for one in found)]
+    if found:
+        found.sort(key=lambda one: float(one[metric]))
+        table = Table(box=None, pad_edge=False)
+        table.add_column("the best", no_wrap=True)
+        for name in names:
+            table.add_column(name.replace("_", " "), justify="right")
+        for one in found[:BEST_SHOWN]:
+            table.add_row(label_of(one), *(_figure(one, name) for name in names))
+        telemetry.console.print(table)
+    else:
+        telemetry.say(f"evaluate: there is no {metric} of any point: give another --sweep.metric")
+    telemetry.say(f"evaluate: {len(rows):,} rows of this sweep -> {table_path(config.run)}")
+
+
+def _figure(one: dict[str, Any], name: str) -> str:
+    if one[name] is None:
+        return "-"
+    deviation = one[f"{name}_deviation"]
+    return f"{one[name]:.4g}" + (f" ± {deviation:.2g}" if deviation is not None else "")
+
+
+def _save_grid(batches: Batches, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        np.savez(temporary, allow_pickle=False, image=batches.gather("image", PICTURES))

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from engine.batch_size import LARGEST, SMALLEST, find_batch_size
+from engine.distributed import alone
+
+HERE = alone(torch.device("cpu"))
+
+
+def machine(per_call: float, per_image: float, memory: int = LARGEST) -> Callable[[int], None]:
+    """Takes so many seconds a call and an image, and runs out of memory above a number of images."""
+
+    def step(images: int) -> None:
+        if images > memory:
+            raise torch.OutOfMemoryError("too much")
+        time.sleep(per_call + per_image * images)
+
+    return step
+
+
+def test_grows_while_images_get_cheaper() -> None:
+    # 32 images take 8 ms more than 16 and 20 ms less than twice as long.
+    assert find_batch_size(machine(0.02, 0.0005), LARGEST, HERE) > 32
+    assert find_batch_size(machine(0.0, 0.002), LARGEST, HERE) <= 2 * SMALLEST
+
+
+def test_stops_where_memory_ends() -> None:
+    assert find_batch_size(machine(0.01, 0.0, memory=32), LARGEST, HERE) == 32
+
+
+def test_no_more_than_there_are_images() -> None:
+    assert find_batch_size(machine(0.01, 0.0), 20, HERE) == 32
+
+
+def test_a_device_without_room_is_an_error() -> None:
+    with pytest.raises(ValueError, match="8 images at a time do not fit into the memory of cpu"):
+        find_batch_size(machine(0.01, 0.0, memory=4), LARGEST, HERE)
