@@ -70,6 +70,17 @@ def test_only_the_key_finds_them(format: str, batches: Batches, tmp_path: Path) 
 
 
 @every_format
+def test_samples_that_took_the_place_of_others_are_read(format: str, batches: Batches, tmp_path: Path) -> None:
+    path = exports.export(format, tmp_path / "guidance-1", batches, "old")
+    exports.images_of(format, path, np.arange(3))
+    others = Batches(tmp_path / "others", COUNT, "new")
+    others.begin()
+    others.write(np.arange(COUNT), {"image": 255 - IMAGES, "cluster": CLUSTERS})
+    exports.export(format, tmp_path / "guidance-1", others, "new")
+    np.testing.assert_array_equal(exports.images_of(format, path, np.arange(COUNT)), 255 - IMAGES)
+
+
+@every_format
 def test_equal_samples_give_equal_bytes_however_they_came(format: str, tmp_path: Path) -> None:
     for name, parts in (("a", IN_ORDER), ("b", RESUMED)):
         exports.export(format, tmp_path / name / "guidance-0", make_batches(tmp_path / f"{name}-batches", parts), "key")
