@@ -88,15 +88,11 @@ def _require_images(path: Path, stage: str, image: np.ndarray) -> None:
 
 
 def read_examples(path: Path) -> dict[str, np.ndarray]:
-    """Images of a few layouts several times over: layout uint8 [n,H,W], image uint8 [n,H,W,3], row int64 [n]; empty
-    where no layout guides."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "example" not in file:
-                return {}
-            return {"image": file["example"], "layout": file["example_layout"], "row": file["example_row"]}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _damaged(path, str(error), "sample") from error
+    """Images of a few layouts several times over, which lie beside a file of samples: layout uint8 [n,H,W], image uint8
+    [n,H,W,3], row int64 [n]; empty where no layout guides."""
+    examples = path.with_name(f"{path.stem}-examples.npz")
+    names = ("layout", "image", "row")
+    return dict(zip(names, _read_arrays(examples, "sample", *names), strict=True)) if examples.exists() else {}
 
 
 def is_number(value: object) -> bool:
@@ -193,13 +189,11 @@ def _missing_number(row: Any) -> str | None:
 
 
 def _read_sweep(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
     rows = sweep_results.read(path)
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, 2):
         missing = _missing_number(row)
         if missing:
-            raise EvidenceError(f"{path}, row {number}, has no number {missing}; remove that row")
+            raise EvidenceError(f"{path}, line {number}, has no {missing}; remove that line")
     return rows
 
 

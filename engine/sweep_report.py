@@ -5,7 +5,6 @@ Only rows that the same judge has seen are compared: a protocol's rows make a gr
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from engine import charts
-from engine.evidence import is_number, read_grid
+from engine.evidence import read_grid
 from engine.metric_names import (
     METRICS,
     decimals,
@@ -25,9 +24,10 @@ from engine.metric_names import (
     provenance,
     why_no_frechet_distance,
 )
+from engine.sweep_results import CONDITIONS, summarise
 
-JUDGE = ("network", "backbone", "reference", "reference_images", "images", "trained_images")
-"""What decides a number beside the point: rows that differ in one of them are not compared."""
+JUDGE = tuple(name for name in CONDITIONS if name != "protocol")
+"""Rows that differ in one of these are not compared. A protocol is a name for some of them and of a point's axes."""
 
 AXES = {
     "guidance_scale": "guidance scale w",
@@ -46,18 +46,8 @@ LOGARITHMIC = 8  # from this ratio of the most steps to the fewest
 GRID = 64
 
 
-@dataclass(frozen=True)
-class Point:
-    """A point of the sweep over its seeds: means, and standard deviations of what several seeds have."""
-
-    place: Mapping[str, Any]
-    keys: Mapping[int, str]
-    mean: Mapping[str, float]
-    deviation: Mapping[str, float]
-
-    def along(self, axis: str, other: Point) -> bool:
-        """Whether they differ in nothing but this axis."""
-        return all(self.place[name] == other.place[name] for name in AXES if name != axis)
+Point = Mapping[str, Any]
+"""A row of `summarise`, with its `interval`: axes, metrics or None, deviations over the seeds or None."""
 
 
 def sweep_section(rows: list[dict[str, Any]], grids: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -68,34 +58,10 @@ def sweep_section(rows: list[dict[str, Any]], grids: Mapping[str, Path]) -> list
     return [_group(members, grids) for members in groups.values()]
 
 
-def merge_seeds(rows: list[dict[str, Any]]) -> list[Point]:
-    """The points of rows of one group. Of rows of one point and seed the last stands."""
-    by_place: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        by_place.setdefault(tuple(_value(row, axis) for axis in AXES), {})[row["seed"]] = row
-    points = []
-    for place, seeds in by_place.items():
-        found = {key: [row[key] for row in seeds.values() if is_number(row.get(key))] for key in (*METRICS, *COST)}
-        points.append(
-            Point(
-                dict(zip(AXES, place, strict=True)),
-                {seed: row["key"] for seed, row in seeds.items()},
-                {key: statistics.fmean(values) for key, values in found.items() if values},
-                {key: statistics.stdev(values) for key, values in found.items() if len(values) > 1 and key in METRICS},
-            )
-        )
-    return points
-
-
-def _value(row: dict[str, Any], axis: str) -> Any:
-    if axis == "interval":
-        return None if row["interval_low"] is None else (row["interval_low"], row["interval_high"])
-    return row[axis]
-
-
 def _group(rows: list[dict[str, Any]], grids: Mapping[str, Path]) -> dict[str, Any]:
     metric = leading(rows)
-    points = sorted(merge_seeds(rows), key=lambda point: point.mean[metric])
+    points = [{**point, "interval": _interval(point)} for point in summarise(rows)]
+    points.sort(key=lambda point: point[metric])
     best, first = points[0], rows[0]
     values = {axis: _values(points, axis) for axis in AXES}
     axes = [axis for axis in AXES if len(values[axis]) > 1]
@@ -103,12 +69,13 @@ def _group(rows: list[dict[str, Any]], grids: Mapping[str, Path]) -> dict[str, A
     shown = points[:TABLE_ROWS]
     return {
         "provenance": _provenance(rows),
+        "conditions": _conditions(first),
         "note": "" if metric == "frechet_distance" else why_no_frechet_distance(first["reference_images"]),
         "best": {
             "name": name_of(metric, first["network"]),
-            "value": best.mean[metric],
-            "deviation": best.deviation.get(metric),
-            "seeds": len(best.keys),
+            "value": best[metric],
+            "deviation": best[f"{metric}_deviation"],
+            "seeds": best["seeds"],
             "words": _words(best, AXES),
         },
         "axes": [sweep.along(axis) for axis in axes],
@@ -119,16 +86,24 @@ def _group(rows: list[dict[str, Any]], grids: Mapping[str, Path]) -> dict[str, A
     }
 
 
+def _interval(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    return None if row["interval_low"] is None else (row["interval_low"], row["interval_high"])
+
+
 def _provenance(rows: list[dict[str, Any]]) -> str:
     first = rows[0]
     protocols = sorted({row["protocol"] for row in rows})
     text = provenance(first["network"], first["images"], first["reference_images"], first["reference"])
-    text += f", protocol{'s' if len(protocols) > 1 else ''} {' and '.join(protocols)}"
-    if first.get("trained_images") is not None:
-        text += f", after {first['trained_images']:,} training images"
+    return f"{text}, protocol{'s' if len(protocols) > 1 else ''} {' and '.join(protocols)}"
+
+
+def _conditions(first: dict[str, Any]) -> str:
+    """What else the rows of a group have in common."""
+    parts = [f"After {first['trained_images']:,} training images", f"asked for {first['subjects']}"]
+    parts.append(f"guidance {first['guidance']}")
     if first["backbone"] is not None:
-        text += f"; backbone {first['backbone']}"
-    return text
+        parts.append(f"backbone {first['backbone']}")
+    return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -147,12 +122,12 @@ class Group:
 
     def line(self, axis: str, through: Point) -> list[Point]:
         """The points that differ from `through` in this axis alone, in its order; a search leaves some out."""
-        found = [point for point in self.points if point.along(axis, through)]
-        return sorted(found, key=lambda point: self.values[axis].index(point.place[axis]))
+        found = [point for point in self.points if _differ_only_in(axis, point, through)]
+        return sorted(found, key=lambda point: self.values[axis].index(point[axis]))
 
     def spread(self, axis: str) -> float:
         """How much an axis matters at the best point: how far its values there lie apart."""
-        distances = [point.mean[self.metric] for point in self.line(axis, self.best)]
+        distances = [point[self.metric] for point in self.line(axis, self.best)]
         return max(distances) - min(distances)
 
     def along(self, axis: str) -> dict[str, Any]:
@@ -161,7 +136,7 @@ class Group:
         line = self.shown(axis)
         alone = line != self.line(axis, self.best)
         context_axis, context = (None, []) if alone else self._context(axis)
-        own = "best" if context_axis is None else _word(context_axis, self.best.place[context_axis])
+        own = "best" if context_axis is None else _word(context_axis, self.best[context_axis])
         lines = [self._line(axis, own, line, self.metric)]
         lines += [
             self._line(axis, _word(str(context_axis), value), other, self.metric, True) for value, other in context
@@ -179,13 +154,13 @@ class Group:
 
         add(name_of(self.metric, self.network), self.network, lines, from_zero=False)
         for key in ("kernel_distance", "inception_score"):
-            if key != self.metric and any(key in point.mean for point in line):
+            if key != self.metric and any(point[key] is not None for point in line):
                 network = network_of(key, self.network, self.backbone)
                 add(name_of(key, self.network), network, [self._line(axis, "best", line, key)], from_zero=False)
         quality = [
             self._line(axis, METRICS[key][0], line, key)
             for key in ("precision", "recall", "coverage")
-            if any(key in point.mean for point in line)
+            if any(point[key] is not None for point in line)
         ]
         if quality:
             add("Fidelity and diversity", self.network, quality, from_zero=True)
@@ -200,9 +175,9 @@ class Group:
         # In the order of `points` the first ones are the best.
         found = {}
         for point in self.points:
-            value = point.place[chosen]
-            at_best = all(point.place[name] == self.best.place[name] for name in AXES if name not in (axis, chosen))
-            if at_best and value != self.best.place[chosen] and value not in found:
+            value = point[chosen]
+            at_best = all(point[name] == self.best[name] for name in AXES if name not in (axis, chosen))
+            if at_best and value != self.best[chosen] and value not in found:
                 found[value] = self.line(axis, point)
         nearest = list(found.items())[: MOST_LINES - 1]
         return chosen, sorted(nearest, key=lambda one: self.values[chosen].index(one[0]))
@@ -214,11 +189,11 @@ class Group:
             return line
         found: dict[Any, Point] = {}
         for point in self.points:
-            found.setdefault(point.place[axis], point)
+            found.setdefault(point[axis], point)
         return [found[value] for value in self.values[axis]]
 
     def _place(self, axis: str, point: Point) -> float:
-        value = point.place[axis]
+        value = point[axis]
         return float(self.values[axis].index(value) if axis in NAMED else value)
 
     def _across(self, axis: str) -> charts.Across:
@@ -229,24 +204,28 @@ class Group:
         return charts.Across(AXES[axis], ticks, joined=axis not in UNORDERED, logarithmic=wide)
 
     def _line(self, axis: str, name: str, points: list[Point], key: str, pale: bool = False) -> charts.Line:
-        points = [point for point in points if key in point.mean]
-        deviations = [point.deviation.get(key, math.nan) for point in points]
+        points = [point for point in points if point[key] is not None]
+        deviations = [math.nan if point[f"{key}_deviation"] is None else point[f"{key}_deviation"] for point in points]
         return charts.Line(
             name,
             [self._place(axis, point) for point in points],
-            [point.mean[key] for point in points],
+            [point[key] for point in points],
             [] if pale or all(map(math.isnan, deviations)) else deviations,
             pale,
         )
 
 
-def _values(points: list[Point], axis: str) -> list[Any]:
+def _differ_only_in(axis: str, point: Point, other: Point) -> bool:
+    return all(point[name] == other[name] for name in AXES if name != axis)
+
+
+def _values(points: Sequence[Point], axis: str) -> list[Any]:
     """Distinct, ascending; no interval comes first."""
-    return sorted({point.place[axis] for point in points}, key=lambda value: (value is not None, value))
+    return sorted({point[axis] for point in points}, key=lambda value: (value is not None, value))
 
 
 def _words(point: Point, axes: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(_word(axis, point.place[axis]) for axis in axes)
+    return ", ".join(_word(axis, point[axis]) for axis in axes)
 
 
 def _word(axis: str, value: Any) -> str:
@@ -256,18 +235,18 @@ def _word(axis: str, value: Any) -> str:
         return f"{value:g} step{'' if value == 1 else 's'}"
     if axis == "interval":
         return "guided everywhere" if value is None else f"guided where σ is {value[0]:g}–{value[1]:g}"
-    return {"sampler": "{}", "ema": "EMA {}", "eta": "eta {:g}"}[axis].format(value)
+    return {"sampler": "{}", "ema": "EMA {:g}", "eta": "eta {:g}"}[axis].format(value)
 
 
 def _tick(axis: str, value: Any) -> str:
     if axis == "interval":
         return "everywhere" if value is None else f"σ {value[0]:g}–{value[1]:g}"
-    return value if axis in NAMED else f"{value:g}"
+    return value if axis == "sampler" else f"{value:g}"
 
 
 def _caption(held: str, points: list[Point], bars: bool) -> str:
     """Where a chart's line lies, and what its bars are."""
-    seeds = sorted({len(point.keys) for point in points})
+    seeds = sorted({point["seeds"] for point in points})
     counts = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     text = "; ".join(filter(None, [held, f"bars: standard deviation over {counts} seeds" if bars else ""]))
     return text[:1].upper() + text[1:]
@@ -275,26 +254,27 @@ def _caption(held: str, points: list[Point], bars: bool) -> str:
 
 def _table(sweep: Group, shown: Sequence[Point], axes: list[str]) -> dict[str, Any]:
     """Cells as text, and whether one is the best of its column."""
-    columns = [key for key in (*METRICS, *COST) if any(key in point.mean for point in shown)]
+    columns = [key for key in (*METRICS, *COST) if any(point.get(key) is not None for point in shown)]
     headings = [COST[key] if key in COST else heading_of(key, sweep.network, sweep.backbone) for key in columns]
     rows: list[list[tuple[str, bool]]] = [[] for _ in shown]
     for key, (_, better) in zip(columns, headings, strict=True):
-        values = [point.mean[key] for point in shown if key in point.mean]
+        values = [point[key] for point in shown if point[key] is not None]
         target = (min if better == "↓" else max)(values)
         telling = len(set(values)) > 1
         places = 0 if key == "evaluations" else decimals(key, values)
         for row, point in zip(rows, shown, strict=True):
-            if key not in point.mean:
+            if point[key] is None:
                 row.append(("–", False))
                 continue
-            deviation = f" ± {point.deviation[key]:.{places}f}" if key in point.deviation else ""
-            row.append((f"{point.mean[key]:.{places}f}{deviation}", telling and point.mean[key] == target))
+            deviation = None if key in COST else point[f"{key}_deviation"]
+            spread = "" if deviation is None else f" ± {deviation:.{places}f}"
+            row.append((f"{point[key]:.{places}f}{spread}", telling and point[key] == target))
     labels = [_words(point, axes or AXES) for point in shown]
     return {"headings": headings, "rows": list(zip(labels, rows, strict=True))}
 
 
 def _panels(sweep: Group, axes: list[str], grids: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Images of the best point and of the ends of two axes through it, of one seed where they share it."""
+    """Images of the best point and of the ends of two axes through it, of their first seed."""
     best = sweep.best
     asked = [("Best", best)]
     if "guidance_scale" in axes:
@@ -302,17 +282,16 @@ def _panels(sweep: Group, axes: list[str], grids: Mapping[str, Path]) -> list[di
         asked += [("Least guidance", line[0]), ("Most guidance", line[-1])]
     if "steps" in axes:
         asked.append(("Fewest steps", sweep.shown("steps")[0]))
-    seed = min(best.keys)
     panels: dict[str, dict[str, Any]] = {}
     for name, point in asked:
-        key = point.keys.get(seed, next(iter(point.keys.values())))
+        key = point["key"]
         if key in panels:
             panels[key]["name"] += f", {name.lower()}"
         elif key in grids:
             panels[key] = {
                 "name": name,
                 "words": _words(point, axes or AXES),
-                "value": f"{name_of(sweep.metric, sweep.network)} {point.mean[sweep.metric]:.4g}",
+                "value": f"{name_of(sweep.metric, sweep.network)} {point[sweep.metric]:.4g}",
                 "best": point is best,
                 "sheet": charts.sheet(read_grid(grids[key])[:GRID], 8),
             }

@@ -10,7 +10,7 @@ import pytest
 from markupsafe import Markup
 
 from engine import charts
-from engine.sweep_report import merge_seeds, sweep_section
+from engine.sweep_report import sweep_section
 
 NETWORK = "efficientnet-lite0 (ImageNet, 96 px)"
 INCEPTION = "Inception-v3 2015-12-05 (clean-fid, 299 px)"
@@ -27,12 +27,14 @@ def make_row(
         "guidance_scale": scale,
         "steps": steps,
         "sampler": sampler,
-        "ema": "0.9999",
+        "ema": 0.9999,
         "eta": 0.0,
         "interval_low": None,
         "interval_high": None,
         "seed": seed,
         "trained_images": 32000,
+        "guidance": "classifier-free",
+        "subjects": "clusters by frequency",
         "protocol": "custom",
         "images": 1000,
         "reference": "val",
@@ -99,9 +101,9 @@ def test_the_best_point_is_told_in_words(drawn: Drawn) -> None:
     assert group["best"]["words"] == "w = 2, 50 steps, dpmpp, EMA 0.9999, eta 0, guided everywhere"
     assert group["best"]["value"] == pytest.approx(21.8) and group["best"]["name"] == "Fréchet distance"
     assert group["fixed"] == "EMA 0.9999, eta 0, guided everywhere"
-    assert group["provenance"] == (
-        f"{NETWORK} features, 1,000 samples against 2,000 val images, protocol custom, after 32,000 training images"
-    )
+    provenance = f"{NETWORK} features, 1,000 samples against 2,000 val images, protocol custom"
+    conditions = "After 32,000 training images; asked for clusters by frequency; guidance classifier-free"
+    assert (group["provenance"], group["conditions"]) == (provenance, conditions)
     assert group["count"] == 24 and len(group["table"]["rows"]) == 10
 
 
@@ -130,7 +132,7 @@ def test_bars_over_seeds_only_where_there_are_several(drawn: Drawn) -> None:
     assert "bars: standard deviation over 3 seeds" in group["axes"][0]["figures"][0][1]
     assert (group["best"]["deviation"], group["best"]["seeds"]) == (pytest.approx(1), 3)
     assert group["table"]["rows"][0][1][0][0] == "22.80 ± 1.00"
-    mixed = grid(seeds=1) + [make_row(2.0, 50, "dpmpp", seed=1)]
+    mixed = [*grid(), make_row(2.0, 50, "dpmpp", seed=1)]
     (group,) = sweep_section(mixed, {})
     assert np.isnan(drawn.lines("Fréchet distance", "steps")[0].deviations).tolist() == [True, True, False]
     assert "over 1 to 2 seeds" in group["axes"][1]["figures"][0][1]
@@ -145,6 +147,8 @@ def test_bars_over_seeds_only_where_there_are_several(drawn: Drawn) -> None:
         {"reference_images": 900},
         {"backbone": "dino"},
         {"trained_images": 64000},
+        {"guidance": "autoguidance by other"},
+        {"subjects": "all clusters alike"},
     ],
 )
 def test_rows_of_another_judge_are_another_group(drawn: Drawn, other: dict[str, Any]) -> None:
@@ -153,7 +157,10 @@ def test_rows_of_another_judge_are_another_group(drawn: Drawn, other: dict[str, 
     first, second = sweep_section([*rows[:2], *far, *rows[2:]], {})
     assert (first["count"], second["count"]) == (4, 2)
     assert first["best"]["words"].startswith("w = 2,") and second["best"]["words"].startswith("w = 0,")
-    assert second["best"]["value"] == 1.0 and first["provenance"] != second["provenance"]
+    assert (
+        second["best"]["value"] == 1.0
+        and first["provenance"] + first["conditions"] != second["provenance"] + second["conditions"]
+    )
 
 
 def test_only_distances_of_inception_are_called_fid(drawn: Drawn) -> None:
@@ -164,7 +171,7 @@ def test_only_distances_of_inception_are_called_fid(drawn: Drawn) -> None:
     backbone = {"backbone": "dino-s", "backbone_frechet_distance": 500.0}
     (group,) = sweep_section([make_row(scale, **backbone) for scale in SCALES], {})
     assert ("Fréchet distance, dino-s", "↓") in group["table"]["headings"]
-    assert group["provenance"].endswith("; backbone dino-s")
+    assert group["conditions"].endswith("; backbone dino-s")
 
 
 def test_two_protocols_of_one_judge_are_named_together(drawn: Drawn) -> None:
@@ -200,7 +207,7 @@ def test_where_a_search_left_the_best_point_alone_the_best_at_each_value_is_draw
 
 
 def test_intervals_and_averages_are_axes_too(drawn: Drawn) -> None:
-    rows = [make_row(ema=ema) for ema in ("0.9999", "0.999")]
+    rows = [make_row(ema=ema) for ema in (0.9999, 0.999)]
     rows += [make_row(interval_low=low, interval_high=5.0, key=str(low)) for low in (1.5, 0.25)]
     (group,) = sweep_section(rows, {})
     assert [axis["name"] for axis in group["axes"]] == ["average of the weights", "guidance interval"]
@@ -234,11 +241,6 @@ def test_a_single_point_is_a_table_without_charts(drawn: Drawn) -> None:
     assert group["table"]["rows"][0][0].startswith("w = 1, 32 steps, ddim")
 
 
-def test_of_one_point_and_seed_the_last_row_stands() -> None:
-    (point,) = merge_seeds([make_row(frechet_distance=9.0), make_row(frechet_distance=7.0, key="new")])
-    assert point.mean["frechet_distance"] == 7 and point.keys == {0: "new"} and not point.deviation
-
-
 def test_panels_show_the_extremes_of_guidance_and_the_fewest_steps(drawn: Drawn, tmp_path: Path) -> None:
     rows = grid(seeds=2)
     grids = {row["key"]: tmp_path / f"{row['key']}.npz" for row in rows}
@@ -266,11 +268,11 @@ def paths(figure: Markup) -> int:
 
 def test_a_chart_has_bars_rings_and_lines_as_asked() -> None:
     across = charts.Across("w", {0: "0", 1: "1"})
-    line, barred = charts.Line("a", [0, 1], [3, 2]), charts.Line("a", [0, 1], [3, 2], [0.5, float("nan")])
+    line, barred = charts.Line("a", [0, 1], [3, 2.37]), charts.Line("a", [0, 1], [3, 2.37], [0.5, float("nan")])
     plain = charts.lines_chart("T", across, [line])
     assert paths(charts.lines_chart("T", across, [barred])) > paths(plain)
     ringed = charts.lines_chart("T", across, [line], best=1)
-    assert "var(--ink)" in ringed.replace("fill: var(--ink)", "") and ">2<" in ringed and ">2<" not in plain
+    assert "var(--ink)" in ringed.replace("fill: var(--ink)", "") and ">2.37<" in ringed and ">2.37<" not in plain
     points = charts.lines_chart("T", charts.Across("w", {0: "0", 1: "1"}, joined=False), [line])
     assert paths(points) == paths(plain) - 1
     named = charts.lines_chart("T", across, [line, charts.Line("other", [0], [4], pale=True)])
