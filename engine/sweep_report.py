@@ -136,11 +136,8 @@ class Group:
         line = self.shown(axis)
         alone = line != self.line(axis, self.best)
         context_axis, context = (None, []) if alone else self._context(axis)
-        own = "best" if context_axis is None else _word(context_axis, self.best[context_axis])
-        lines = [self._line(axis, own, line, self.metric)]
-        lines += [
-            self._line(axis, _word(str(context_axis), value), other, self.metric, True) for value, other in context
-        ]
+        lines = [self._line(axis, _in_legend(context_axis, self.best), line, self.metric)]
+        lines += [self._line(axis, _in_legend(context_axis, one[0]), one, self.metric, True) for one in context]
         place = self._place(axis, self.best)
         others = [other for other in AXES if other != axis and len(self.values[other]) > 1]
         held = f"through the best point: {_words(self.best, others)}" if others else ""
@@ -166,7 +163,7 @@ class Group:
             add("Fidelity and diversity", self.network, quality, from_zero=True)
         return {"name": AXES[axis], "figures": figures}
 
-    def _context(self, axis: str) -> tuple[str | None, list[tuple[Any, list[Point]]]]:
+    def _context(self, axis: str) -> tuple[str | None, list[list[Point]]]:
         """The other axis that matters most, and what this one does at those of its values that come nearest to best."""
         others = [other for other in AXES if other != axis and len(self.line(other, self.best)) > 1]
         if not others:
@@ -179,8 +176,8 @@ class Group:
             at_best = all(point[name] == self.best[name] for name in AXES if name not in (axis, chosen))
             if at_best and value != self.best[chosen] and value not in found:
                 found[value] = self.line(axis, point)
-        nearest = list(found.items())[: MOST_LINES - 1]
-        return chosen, sorted(nearest, key=lambda one: self.values[chosen].index(one[0]))
+        nearest = list(found)[: MOST_LINES - 1]
+        return chosen, [found[value] for value in self.values[chosen] if value in nearest]
 
     def shown(self, axis: str) -> list[Point]:
         """The line through the best point; where a search has left it alone there, the best at each of the values."""
@@ -236,6 +233,13 @@ def _word(axis: str, value: Any) -> str:
     if axis == "interval":
         return "guided everywhere" if value is None else f"guided where σ is {value[0]:g}–{value[1]:g}"
     return {"sampler": "{}", "ema": "EMA {:g}", "eta": "eta {:g}"}[axis].format(value)
+
+
+def _in_legend(axis: str | None, point: Point) -> str:
+    """What tells a line from the others; an only line has no legend."""
+    if axis is None:
+        return ""
+    return _tick(axis, point[axis]) if axis == "interval" else _word(axis, point[axis])
 
 
 def _tick(axis: str, value: Any) -> str:

@@ -205,10 +205,10 @@ def test_without_a_frechet_distance_the_kernel_distance_stands_in_and_the_reason
 def test_a_kernel_distance_below_zero_has_no_percent(whole: Folders) -> None:
     metrics = json.loads((whole.run / "metrics.json").read_text())
     for row in metrics["results"]:
-        row |= {"frechet_distance": None, "kernel_distance": -0.001 * row["guidance_scale"]}
+        row |= {"frechet_distance": None, "kernel_distance": -0.001 * (1 + row["guidance_scale"])}
     put(whole.run / "metrics.json", metrics)
     head = Page(whole.write()).sections["head"]
-    assert "w = 3, against 0 unguided" in head and "unguided (" not in head
+    assert "w = 3, against -0.001 unguided" in head and "unguided (" not in head
 
 
 def test_distances_by_a_backbone_and_replicas_carry_its_name(whole: Folders) -> None:

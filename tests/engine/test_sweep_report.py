@@ -213,6 +213,8 @@ def test_intervals_and_averages_are_axes_too(drawn: Drawn) -> None:
     assert [axis["name"] for axis in group["axes"]] == ["average of the weights", "guidance interval"]
     across, _, _ = drawn.calls["Kernel distance", "guidance interval"]
     assert across.ticks == {0: "everywhere", 1: "σ 0.25–5", 2: "σ 1.5–5"} and not across.joined
+    legend = [line.name for line in drawn.lines("Fréchet distance", "average of the weights")]
+    assert legend == ["everywhere", "σ 0.25–5", "σ 1.5–5"]
     across, _, _ = drawn.calls["Kernel distance", "average of the weights"]
     assert across.ticks == {0: "0.999", 1: "0.9999"} and across.joined
 
