@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 
 # Charts are drawn in stand-in colours, which become variables of the page's style sheet: light and dark for free.
@@ -56,6 +56,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 WIDTH, HEIGHT = 440, 264
+TITLE_LENGTH = 60  # characters that fit at full size
 TILE = 64  # pixels of the page that an image of a sheet fills, as near as whole magnification comes
 MOST_POINTS = 600  # of a curve: more than a chart has pixels for
 
@@ -93,16 +94,8 @@ def guidance_chart(
     with rc_context(STYLE):
         figure, axes = _chart(title, "guidance scale w", right=78)
         axes.plot(scales, values, color=ACCENT, marker="o")
-        for number, value in enumerate(values):
-            neighbours = [*values[max(0, number - 1) : number], *values[number + 1 : number + 2]]
-            above = not neighbours or value >= sum(neighbours) / len(neighbours)  # off the line, in both cases
-            axes.annotate(
-                f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}",
-                (scales[number], value),
-                (0, 8 if above else -16),
-                textcoords="offset points",
-                ha="center",
-            )
+        for number in range(len(values)):
+            _label_beside(axes, scales, values, number)
         for level, name, dash in ((unguided, "unguided", (0, (5, 3))), (floor, "real images", (0, (1, 2)))):
             if level is not None:
                 axes.axhline(level, color=MUTED, linewidth=1.3, linestyle=dash)
@@ -123,17 +116,99 @@ def guidance_chart(
         return _inline(figure, title)
 
 
-def quality_chart(title: str, scales: Sequence[float], series: Mapping[str, Sequence[float]]) -> Markup:
-    """Shares such as precision and recall against the guidance scale: at most four named lines."""
+@dataclass(frozen=True)
+class Across:
+    """What a chart shows its lines against: its name, and names of places along it."""
+
+    name: str
+    ticks: Mapping[float, str]
+    joined: bool = True
+    """False where the places have no order: points then, without lines."""
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values at places, with bars of deviations (nan for none) where there are any; a pale one is context."""
+
+    name: str
+    places: Sequence[float]
+    values: Sequence[float]
+    deviations: Sequence[float] = ()
+    pale: bool = False
+
+
+def lines_chart(
+    title: str, across: Across, lines: Sequence[Line], best: float | None = None, from_zero: bool = True
+) -> Markup:
+    """At most four lines, named where there are several; a ring around what lies at the place `best`."""
+    strong = [line for line in lines if not line.pale]
     with rc_context(STYLE):
-        figure, axes = _chart(title, "guidance scale w", top=56)
-        for (name, values), color in zip(series.items(), (ACCENT, SECOND, THIRD, FOURTH), strict=False):
-            axes.plot(scales, values, color=color, marker="o", markersize=5, label=name)
-        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
-        axes.margins(x=0.07)
-        axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.15), ncols=4, handlelength=1.2, columnspacing=1.2)
+        figure, axes = _chart(title, across.name, top=56 if len(lines) > 1 else 38)
+        if across.logarithmic:
+            axes.set_xscale("log")
+        for number, (line, color) in enumerate(zip(lines, (ACCENT, SECOND, THIRD, FOURTH), strict=False)):
+            # Points at named places stand beside each other, not on top of each other.
+            aside = 0 if across.joined else 0.12 * (number - (len(lines) - 1) / 2)
+            places = [place + aside for place in line.places]
+            look: dict[str, Any] = {"color": color, "alpha": 0.55 if line.pale else 1, "zorder": 2 if line.pale else 3}
+            if line.deviations:
+                bars: dict[str, Any] = look | {"fmt": "none", "elinewidth": 1.3, "capsize": 3, "capthick": 1.3}
+                axes.errorbar(places, line.values, yerr=line.deviations, **bars)
+            axes.plot(
+                places,
+                line.values,
+                marker="o",
+                markersize=4 if line.pale else 5,
+                linewidth=1.4 if line.pale else 2,
+                linestyle="-" if across.joined else "none",
+                label=line.name,
+                **look,
+            )
+            if best in line.places and not line.pale:
+                at = line.places.index(best)
+                ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.5}
+                axes.plot([places[at]], [line.values[at]], marker="o", markersize=12, zorder=4, **ring)
+                if len(strong) == 1:
+                    bar = line.deviations[at] if line.deviations else 0
+                    _label_beside(axes, places, line.values, at, 12, 0 if math.isnan(bar) else bar)
+        _name_places(axes, across)
+        axes.margins(x=0.07 if across.joined else 0.2, y=0.16)
+        if from_zero:
+            axes.set_ylim(bottom=0, top=1.1 * max(max(line.values) for line in lines) or 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(_short))
+        if len(lines) > 1:
+            axes.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.15), ncols=4, handlelength=1.2, columnspacing=1.2)
         return _inline(figure, title)
+
+
+def _name_places(axes: Axes, across: Across) -> None:
+    """Names from the left, without those that would lie on the one before."""
+    places = sorted(across.ticks)
+    along = np.log(places) if across.logarithmic else np.array(places, dtype=float)
+    named = [0]
+    for number in range(1, len(places)):
+        if along[number] - along[named[-1]] >= 0.07 * (along[-1] - along[0]):
+            named.append(number)
+    axes.set_xticks([places[number] for number in named], [across.ticks[places[number]] for number in named])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _label_beside(
+    axes: Axes, places: Sequence[float], values: Sequence[float], at: int, distance: int = 8, bar: float = 0
+) -> None:
+    """A value's number, on the side of it where its line is not, and `distance` from its bar of this length."""
+    value = values[at]
+    neighbours = [*values[max(0, at - 1) : at], *values[at + 1 : at + 2]]
+    above = not neighbours or value >= sum(neighbours) / len(neighbours)
+    axes.annotate(
+        f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}",
+        (places[at], value + bar if above else value - bar),
+        (0, distance if above else -distance - 8),
+        textcoords="offset points",
+        ha="center",
+        zorder=5,
+    )
 
 
 def curve_chart(
@@ -202,7 +277,8 @@ def _chart(title: str, across: str, right: int = 12, top: int = 38) -> tuple[Fig
     left, bottom = 52, 44
     box = (left / WIDTH, bottom / HEIGHT, (WIDTH - left - right) / WIDTH, (HEIGHT - bottom - top) / HEIGHT)
     axes = figure.add_axes(box)
-    figure.text(4 / WIDTH, 1 - 14 / HEIGHT, title, fontsize=12.5, fontweight="bold", va="center")
+    size = min(12.5, 12.5 * TITLE_LENGTH / len(title))
+    figure.text(4 / WIDTH, 1 - 14 / HEIGHT, title, fontsize=size, fontweight="bold", va="center")
     axes.set_xlabel(across)
     return figure, axes
 

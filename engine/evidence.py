@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from engine import checkpoint
+from engine import checkpoint, sweep_results
 from engine.config import Config, load_config
 from engine.meters import LEVELS
 from sgdm.annotate.cluster_set import ClusterSet, load_clusters
@@ -35,6 +35,8 @@ class Evidence:
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
     samples: dict[float, Path]
+    sweep: list[dict[str, Any]]
+    grids: dict[str, Path]
     parameters: int | None
 
 
@@ -50,34 +52,47 @@ def gather(run: Path, data: Path, annotation: Path) -> Evidence:
         stages=_read_stages(run / "stages.json"),
         metrics=_read_metrics(run / "metrics.json"),
         samples=_find_samples(run / "samples", config.sampling.guidance_scales),
+        sweep=_read_sweep(run / "sweep.csv"),
+        grids={path.stem: path for path in (run / "sweep" / "grids").glob("*.npz")},
         parameters=_count_parameters(run, config),
     )
 
 
 def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N,H,W,3] and cluster ids int64 [N] (-1 where there is no condition) of a file of samples."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            image, cluster = file["image"], file["cluster"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _damaged(path, str(error), "sample") from error
-    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] != 3 or len(image) == 0:
-        raise _damaged(path, f"image is {image.dtype} {image.shape}, not uint8 [N,H,W,3]", "sample")
+    image, cluster = _read_arrays(path, "sample", "image", "cluster")
+    _require_images(path, "sample", image)
     if cluster.shape != image.shape[:1] or cluster.dtype.kind != "i":
         raise _damaged(path, f"cluster is {cluster.dtype} {cluster.shape} for {len(image)} images", "sample")
     return image, cluster
 
 
-def read_examples(path: Path) -> dict[str, np.ndarray]:
-    """Images of a few layouts several times over: layout uint8 [n,H,W], image uint8 [n,H,W,3], row int64 [n]; empty
-    where no layout guides."""
+def read_grid(path: Path) -> np.ndarray:
+    """The first images of a point of a sweep, uint8 [N,H,W,3]."""
+    (image,) = _read_arrays(path, "evaluate", "image")
+    _require_images(path, "evaluate", image)
+    return image
+
+
+def _read_arrays(path: Path, stage: str, *names: str) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            if "example" not in file:
-                return {}
-            return {"image": file["example"], "layout": file["example_layout"], "row": file["example_row"]}
+            return [file[name] for name in names]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _damaged(path, str(error), "sample") from error
+        raise _damaged(path, str(error), stage) from error
+
+
+def _require_images(path: Path, stage: str, image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] != 3 or len(image) == 0:
+        raise _damaged(path, f"image is {image.dtype} {image.shape}, not uint8 [N,H,W,3]", stage)
+
+
+def read_examples(path: Path) -> dict[str, np.ndarray]:
+    """Images of a few layouts several times over, which lie beside a file of samples: layout uint8 [n,H,W], image uint8
+    [n,H,W,3], row int64 [n]; empty where no layout guides."""
+    examples = path.with_name(f"{path.stem}-examples.npz")
+    names = ("layout", "image", "row")
+    return dict(zip(names, _read_arrays(examples, "sample", *names), strict=True)) if examples.exists() else {}
 
 
 def is_number(value: object) -> bool:
@@ -158,10 +173,28 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     if not whole:
         raise _damaged(path, "network, samples, reference or results are missing", "evaluate")
     for number, row in enumerate(metrics["results"]):
-        for key in ("guidance_scale", "frechet_distance"):
-            if not isinstance(row, dict) or not is_number(row.get(key)):
-                raise _damaged(path, f"results[{number}] has no number {key}", "evaluate")
+        missing = _missing_number(row)
+        if missing:
+            raise _damaged(path, f"results[{number}] has no number {missing}", "evaluate")
     return metrics
+
+
+def _missing_number(row: Any) -> str | None:
+    """What a measurement lacks to be shown. A Fréchet distance may be None: too few real images do not allow one."""
+    if not isinstance(row, dict) or not is_number(row.get("guidance_scale")):
+        return "guidance_scale"
+    if not _is_number_or_none(row.get("frechet_distance", math.nan)):
+        return "frechet_distance"
+    return None if is_number(row.get("kernel_distance")) else "kernel_distance"
+
+
+def _read_sweep(path: Path) -> list[dict[str, Any]]:
+    rows = sweep_results.read(path)
+    for number, row in enumerate(rows, 2):
+        missing = _missing_number(row)
+        if missing:
+            raise EvidenceError(f"{path}, line {number}, has no {missing}; remove that line")
+    return rows
 
 
 def _find_samples(folder: Path, scales: tuple[float, ...]) -> dict[float, Path]:

@@ -12,8 +12,22 @@ import numpy as np
 
 from engine import charts
 from engine.evidence import Evidence, gather, is_number, read_examples, read_samples
+from engine.metric_names import (
+    LAYOUTS,
+    METRICS,
+    QUALITY,
+    decimals,
+    heading_of,
+    leading,
+    name_of,
+    network_of,
+    provenance,
+    title_of,
+    why_no_frechet_distance,
+)
 from engine.pages import render
 from engine.sheets import layout_lines
+from engine.sweep_report import sweep_section
 from sgdm.files import atomic_write
 
 RealImages = Callable[[np.ndarray], np.ndarray]
@@ -22,19 +36,6 @@ RealImages = Callable[[np.ndarray], np.ndarray]
 GALLERY_CLUSTERS = 12
 GALLERY_COLUMNS = 7
 GRID_ROWS = 8
-
-METRICS = {  # key of metrics.json: heading, which way is better
-    "frechet_distance": ("Fréchet distance", "↓"),
-    "kernel_distance": ("Kernel distance", "↓"),
-    "inception_score": ("Inception-style score", "↑"),
-    "precision": ("Precision", "↑"),
-    "recall": ("Recall", "↑"),
-    "density": ("Density", "↑"),
-    "coverage": ("Coverage", "↑"),
-    "layout_agreement": ("Layout agreement", "↑"),
-    "layout_agreement_by_chance": ("by chance", "↓"),
-}
-SHARES = ("precision", "recall", "density", "coverage", "layout_agreement", "layout_agreement_by_chance")
 
 
 def write_report(run: Path, data: Path, annotation: Path, versions: dict[str, str], real_images: RealImages) -> Path:
@@ -55,6 +56,7 @@ def write_report(run: Path, data: Path, annotation: Path, versions: dict[str, st
         best=best,
         throughput=statistics.median(row["images_per_second"] for row in evidence.log) if evidence.log else None,
         metrics=metrics_section(evidence.metrics),
+        sweep=sweep_section(evidence.sweep, evidence.grids),
         curves=curves_section(evidence.log),
         stages=stages_section(evidence.stages),
         cluster_report=cluster_section(evidence),
@@ -71,46 +73,62 @@ def best_result(metrics: dict[str, Any]) -> dict[str, Any]:
     if not metrics:
         return {}
     results = metrics["results"]
+    key = leading(results)
     guided = [row for row in results if row["guidance_scale"] > 0] or results
-    best = min(guided, key=lambda row: row["frechet_distance"])
-    unguided = next((row["frechet_distance"] for row in results if row["guidance_scale"] == 0), None)
+    best = min(guided, key=lambda row: row[key])
+    unguided = next((row[key] for row in results if row["guidance_scale"] == 0), None)
+    comparable = unguided is not None and unguided > 0  # a kernel distance near 0 may be below it
     return {
         "guidance_scale": best["guidance_scale"],
-        "distance": best["frechet_distance"],
+        "name": name_of(key, metrics["network"]),
+        "distance": best[key],
         "unguided": unguided if best["guidance_scale"] > 0 else None,
-        "change": f"{100 * (best['frechet_distance'] / unguided - 1):+.0f} %".replace("-", "−") if unguided else "",
-        "provenance": provenance(metrics),
+        "change": f" ({100 * (best[key] / unguided - 1):+.0f} %)".replace("-", "−") if comparable else "",
+        "note": _why_kernel_distance(metrics),
+        "provenance": _provenance(metrics),
     }
 
 
-def provenance(metrics: dict[str, Any]) -> str:
-    """What every number of the metrics depends on, to stand beside each of them."""
+def _why_kernel_distance(metrics: dict[str, Any]) -> str:
+    """Empty where the Fréchet distance is defined."""
+    if leading(metrics["results"]) == "frechet_distance":
+        return ""
+    return why_no_frechet_distance(metrics["reference"]["images"])
+
+
+def _provenance(metrics: dict[str, Any], key: str = "frechet_distance") -> str:
     reference = metrics["reference"]
-    return (
-        f"{metrics['network']} features, {metrics['samples']:,} samples against "
-        f"{reference['images']:,} {reference['split']} images"
-    )
+    network = network_of(key, metrics["network"], metrics.get("backbone"))
+    if key == "replica_share":
+        return f"{network} features, {metrics['samples']:,} samples: those closer to a training image than any other is"
+    return provenance(network, metrics["samples"], reference["images"], reference["split"])
 
 
 def metrics_section(metrics: dict[str, Any]) -> dict[str, Any]:
     if not metrics:
         return {}
     results = sorted(metrics["results"], key=lambda row: row["guidance_scale"])
+    network, backbone = metrics["network"], metrics.get("backbone")
     real = metrics.get("real") or {}
     scales = [row["guidance_scale"] for row in results]
     columns = [key for key in METRICS if all(is_number(row.get(key)) for row in results)]
     series = {key: [row[key] for row in results] for key in columns}
     unguided: dict[str, float] = next((row for row in results if row["guidance_scale"] == 0), {})
     figures = [
-        charts.guidance_chart(
-            f"{METRICS[key][0]} ({metrics['network']})", scales, series[key], unguided.get(key), real.get(key)
+        (
+            charts.guidance_chart(
+                title_of(key, network, backbone), scales, series[key], unguided.get(key), real.get(key)
+            ),
+            _provenance(metrics, key),
         )
         for key in columns
-        if key not in SHARES
+        if key not in QUALITY + LAYOUTS
     ]
-    if any(key in columns for key in SHARES):
-        lines = {METRICS[key][0]: series[key] for key in SHARES if key in columns}
-        figures.append(charts.quality_chart(f"Fidelity and diversity ({metrics['network']})", scales, lines))
+    for title, keys in (("Fidelity and diversity", QUALITY), ("Layouts that were followed", LAYOUTS)):
+        lines = [charts.Line(METRICS[key][0], scales, series[key]) for key in keys if key in columns]
+        if lines:
+            across = charts.Across("guidance scale w", {scale: f"{scale:g}" for scale in scales})
+            figures.append((charts.lines_chart(f"{title} ({network})", across, lines), _provenance(metrics)))
     best = {key: (min if METRICS[key][1] == "↓" else max)(series[key]) for key in columns}
     rows = [(f"w = {row['guidance_scale']:g}", row) for row in results]
     if real:
@@ -126,10 +144,10 @@ def metrics_section(metrics: dict[str, Any]) -> dict[str, Any]:
         for name, row in rows
     ]
     return {
-        "provenance": provenance(metrics),
-        "network": metrics["network"],
+        "provenance": _provenance(metrics),
+        "note": _why_kernel_distance(metrics),
         "figures": figures,
-        "headings": [METRICS[key] for key in columns],
+        "headings": [heading_of(key, network, backbone) for key in columns],
         "table": table,
         "has_real": bool(real),
     }
@@ -273,11 +291,7 @@ def _gallery(
 
 
 def _fixed(value: Any, key: str, column: list[float]) -> str:
-    """A number with as many decimals as its column's largest needs for four digits, so that they align."""
-    if not is_number(value):
-        return "–"
-    largest = 1 if key in SHARES else max(abs(other) for other in column) or 1
-    return f"{value:.{min(6, max(0, 3 - math.floor(math.log10(largest))))}f}"
+    return f"{value:.{decimals(key, column)}f}" if is_number(value) else "–"
 
 
 def _plain(value: Any) -> str:

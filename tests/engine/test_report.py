@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import charts
+from engine import charts, sweep_results
 from engine.annotation_config import AnnotationConfig
 from engine.config import Config, DataConfig, TrainingConfig, save_config
 from engine.report import write_report
@@ -186,6 +186,110 @@ def test_labels_notes_and_versions_are_told(text: str) -> None:
     assert "condition_dropout: 0.1" in page.sections["configuration"]
 
 
+def test_without_a_frechet_distance_the_kernel_distance_stands_in_and_the_reason_is_shown(whole: Folders) -> None:
+    metrics = json.loads((whole.run / "metrics.json").read_text())
+    for row in (*metrics["results"], metrics["real"]):
+        row |= {"frechet_distance": None, "spatial_frechet_distance": None}
+    put(whole.run / "metrics.json", metrics)
+    text = whole.write()
+    page = Page(text)
+    assert "Kernel distance at w = 2, against 0.0405 unguided (−50 %)" in page.sections["head"]
+    for section in ("head", "metrics"):
+        assert "No Fréchet distance: 1,234 real images do not span" in page.sections[section]
+    assert "best kernel distance" in page.sections["samples"]
+    assert "Generated, w = 2" in page.sections["gallery"]
+    table = re.findall(r"<thead>.*?</thead>", text[text.index('id="metrics"') :], flags=re.DOTALL)[0]
+    assert "Kernel distance" in table and "Fréchet" not in table
+
+
+def test_a_kernel_distance_below_zero_has_no_percent(whole: Folders) -> None:
+    metrics = json.loads((whole.run / "metrics.json").read_text())
+    for row in metrics["results"]:
+        row |= {"frechet_distance": None, "kernel_distance": -0.001 * (1 + row["guidance_scale"])}
+    put(whole.run / "metrics.json", metrics)
+    head = Page(whole.write()).sections["head"]
+    assert "w = 3, against -0.001 unguided" in head and "unguided (" not in head
+
+
+def test_distances_by_a_backbone_and_replicas_carry_its_name(whole: Folders) -> None:
+    metrics = json.loads((whole.run / "metrics.json").read_text())
+    for row in (*metrics["results"], metrics["real"]):
+        row |= {"spatial_frechet_distance": 9.0, "backbone_frechet_distance": 700.0, "replica_share": 0.25}
+    put(whole.run / "metrics.json", metrics | {"backbone": "dino-s (224x224 px)"})
+    text = whole.write()
+    for title in ("Fréchet distance (dino-s (224x224 px))", "Replica share (dino-s (224x224 px))"):
+        assert f'aria-label="{title}"' in text
+    assert "dino-s (224x224 px) features, 4,321 samples against 1,234 val images" in text
+    assert f'aria-label="Spatial Fréchet distance ({NETWORK})"' in text
+    assert "Fréchet distance, dino-s (224x224 px)" in Page(text).sections["metrics"]
+
+
+def test_a_fid_is_called_so_by_inception_only(whole: Folders) -> None:
+    metrics = json.loads((whole.run / "metrics.json").read_text())
+    put(whole.run / "metrics.json", metrics | {"network": "Inception-v3 (clean-fid)"})
+    assert "FID at w = 2" in Page(whole.write()).sections["head"]
+
+
+def sweep_row(scale: float, seed: int) -> dict[str, object]:
+    return {
+        **dict.fromkeys(sweep_results.COLUMNS),
+        "key": f"{scale:g}-{seed}",
+        "guidance_scale": scale,
+        "steps": 18,
+        "sampler": "ddim",
+        "ema": 0.9999,
+        "eta": 0.0,
+        "seed": seed,
+        "trained_images": 1000,
+        "guidance": "classifier-free",
+        "subjects": "clusters by frequency",
+        "protocol": "custom",
+        "images": 500,
+        "reference": "val",
+        "reference_images": 2000,
+        "network": NETWORK,
+        "frechet_distance": 10 + abs(scale - 2) + seed,
+        "kernel_distance": 0.5,
+        "precision": 0.5,
+    }
+
+
+def test_a_sweep_has_its_section(whole: Folders) -> None:
+    assert "sweep" not in Page(whole.write()).sections
+    (whole.run / "sweep" / "grids").mkdir(parents=True)
+    for scale in (1.0, 2.0, 3.0):
+        for seed in (0, 2):
+            sweep_results.add(whole.run / "sweep.csv", sweep_row(scale, seed))
+            np.savez(whole.run / "sweep/grids" / f"{scale:g}-{seed}.npz", image=np.zeros((64, SIDE, SIDE, 3), np.uint8))
+    text = whole.write()
+    page = Page(text)
+    sweep = page.sections["sweep"]
+    assert f"{NETWORK} features, 500 samples against 2,000 val images, protocol custom" in sweep
+    assert re.search(r"11\s+± 1\.4\s+Fréchet distance at w = 2, 18 steps, ddim", sweep)
+    assert all(name in sweep for name in ("Best", "Least guidance", "Most guidance"))
+    assert '<td class="best">11.00 ± 1.41</td>' in text
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.loaded)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    np.savez(whole.run / "sweep/grids/2-0.npz", image=np.zeros((64, 3, SIDE, SIDE), np.float32))
+    with pytest.raises(ValueError, match=r"2-0\.npz is damaged \(image is float32"):
+        whole.write()
+
+
+def test_a_sweep_without_a_kernel_distance_is_refused(whole: Folders) -> None:
+    sweep_results.add(whole.run / "sweep.csv", sweep_row(1.0, 0) | {"kernel_distance": None})
+    with pytest.raises(ValueError, match=r"sweep\.csv, line 2, has no kernel_distance"):
+        whole.write()
+
+
+def test_layouts_are_shown_with_what_was_drawn_for_them(whole: Folders) -> None:
+    text = (whole.run / "config.yaml").read_text().replace("layout: none", "layout: boxes", 1)
+    (whole.run / "config.yaml").write_text(text)
+    assert "No layouts yet" in Page(whole.write()).sections["layouts"]
+    layout, image = np.zeros((4, SIDE, SIDE), np.uint8), np.zeros((4, SIDE, SIDE, 3), np.uint8)
+    np.savez(whole.run / "samples/guidance-2-examples.npz", layout=layout, image=image, row=np.array([3, 3, 7, 7]))
+    assert "images drawn for the same" in Page(whole.write()).sections["layouts"]
+
+
 def test_markup_in_names_is_text(tmp_path: Path) -> None:
     folders = make_run(tmp_path, name="a<script>alert(1)<b>&", source="<img src=x onerror=alert(1)>")
     metrics = json.loads((folders.run / "metrics.json").read_text())
@@ -245,6 +349,12 @@ def test_an_unconditional_run_has_no_gallery_and_promises_none(whole: Folders) -
         ("run/metrics.json", b'{"network": '),
         ("run/metrics.json", b'{"network": "x", "samples": 3, "results": [], "reference": {}}'),
         ("run/metrics.json", b"[1]"),
+        (
+            "run/metrics.json",
+            b'{"network": "x", "samples": 3, "reference": {"images": 4, "split": "val"},'
+            b' "results": [{"guidance_scale": 0, "frechet_distance": null}]}',
+        ),
+        ("run/sweep.csv", b"key,seed\n1,2\n"),
         ("run/stages.json", b"\xff\xfe"),
         ("run/stages.json", b'{"train": {"seconds": "long"}}'),
         ("run/log.jsonl", b'{"images": 1, "loss"\n{}\n'),
