@@ -36,6 +36,8 @@ class Trained(NamedTuple):
     guidance: Guidance
     weak: Path | None
     """Folder of the network of autoguidance."""
+    digest: str
+    """Of the checkpoint's first average: tells it from that of another training."""
     common: str
     """Digest of all that decides an image beside its number, its point and the weights."""
 
@@ -64,7 +66,8 @@ def open_run(config: Config) -> Trained:
         guidance.trained_on["layout"],
         None if weak is None else sha256_file(weak / WEIGHTS),
     )
-    return Trained(last, guidance, weak, common)
+    first = checkpoint.average_folder(last, config.training.ema_decays[0])
+    return Trained(last, guidance, weak, sha256_file(first / WEIGHTS), common)
 
 
 class Painter:

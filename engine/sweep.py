@@ -87,6 +87,7 @@ class Sweep:
 
     def __init__(self, config: Config, trained: Trained, ranks: Ranks) -> None:
         self._config, self._trained, self._ranks = config, trained, ranks
+        self._keeps = config.evaluation.keep_samples
         self._weights = {ema: average_folder(config, trained, ema) for ema in axes(config)["ema"]}
         self._judge = Judge(config, ranks)
         self._painter: Painter | None = None  # not made where everything is measured already
@@ -139,9 +140,16 @@ class Sweep:
         return fingerprint(drawn, self._config.sampling.images, self._judge.identity)[:16]
 
     def _find(self, point: Point) -> dict[str, Any] | None:
+        """Its row, if it is measured, and its samples are there where they are asked for."""
         key = self._key(point)
+        if self._keeps and exports.find(self._config.sampling.format, self._stem(key), key) is None:
+            return None
         rows = sweep_results.read(table_path(self._config.run))
         return next((row for row in rows if row["key"] == key), None)
+
+    def _stem(self, key: str) -> Path:
+        """Where a point's samples are kept."""
+        return self._config.run / "samples" / f"sweep-{key}"
 
     def _row(self, point: Point, advance: Advance) -> dict[str, Any]:
         """A point's row of the table, which every process reads there, measured where it is not there yet."""
@@ -162,22 +170,21 @@ class Sweep:
         painter = self._painter
         painter.use(self._weights[point.ema])
         subjects = choose_subjects(config, self._trained.guidance, images, point.seed, self._ranks.device)
-        batches = Batches(config.run / "sweep" / "batches" / key, images, key)
+        batches = Batches(config.run / "sweep" / "batches" / key, images, f"{key}{' with samples' * self._keeps}")
         start = time.monotonic()
-        keep = config.evaluation.keep_samples
         found = self._judge.measure(
             batches,
             lambda numbers: painter.draw(point, subjects, numbers),
             painter.batch_size,
             advance,
-            (lambda numbers: tell(subjects, numbers)) if keep else None,
+            (lambda numbers: tell(subjects, numbers)) if self._keeps else None,
         )
         seconds = time.monotonic() - start
         if not self._ranks.first:
             return
         _save_grid(batches, grid_path(config.run, key))
-        if keep:
-            exports.export(config.sampling.format, config.run / "samples" / f"sweep-{key}", batches, key)
+        if self._keeps:
+            exports.export(config.sampling.format, self._stem(key), batches, key)
         reference = self._judge.reference
         low, high = point.interval or (None, None)
         row = {
@@ -191,6 +198,7 @@ class Sweep:
             "interval_high": high,
             "seed": point.seed,
             "trained_images": checkpoint.images_of(self._trained.checkpoint),
+            "checkpoint": self._trained.digest[:8],
             "guidance": self._guidance,
             "subjects": describe_subjects(config),
             "protocol": protocol_of(config, point),

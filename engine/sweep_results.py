@@ -29,6 +29,7 @@ POINT = ("guidance_scale", "steps", "sampler", "ema", "eta", "interval_low", "in
 
 CONDITIONS = (
     "trained_images",
+    "checkpoint",
     "guidance",
     "subjects",
     "protocol",
@@ -51,6 +52,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "interval_high": float,
     "seed": int,
     "trained_images": int,
+    "checkpoint": str,
     "guidance": str,
     "subjects": str,
     "protocol": str,

@@ -97,8 +97,9 @@ def test_samples_tell_their_layouts_and_examples_share_them(trained: Config) -> 
     with np.load(trained.run / "samples" / "guidance-2.npz", allow_pickle=False) as file:
         found = dict(file)
     assert found["image"].shape == (12, 16, 16, 3) and found["layout"].shape == (12, 16, 16)
-    assert found["example"].shape == (36, 16, 16, 3)
-    rows = found["example_row"].reshape(6, 6)
+    with np.load(trained.run / "samples" / "guidance-2-examples.npz", allow_pickle=False) as file:
+        assert file["image"].shape == (36, 16, 16, 3) and file["layout"].shape == (36, 16, 16)
+        rows = file["row"].reshape(6, 6)
     assert (rows == rows[:, :1]).all() and rows[:, 0].tolist() == found["row"][:6].tolist()
     if trained.annotation.layout == "boxes":
         assert set(found["cluster"]) <= {0, 1, 2}

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -143,7 +144,8 @@ def test_the_command_of_the_readme(run: Config) -> None:
 
 def test_samples_are_kept_where_asked(run: Config) -> None:
     kept = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, keep_samples=True))
-    (row,) = swept(kept, guidance="2")
+    (row,) = swept(run, guidance="2")
+    assert swept(kept, guidance="2") == [{**row, "seconds": ANY, "images_per_second": ANY}]
     with np.load(run.run / "samples" / f"sweep-{row['key']}.npz") as file:
         assert file["image"].shape == (20, 16, 16, 3) and set(file["cluster"]) <= {0, 1, 2}
         images = file["image"]
