@@ -241,6 +241,7 @@ def sweep_row(scale: float, seed: int) -> dict[str, object]:
         "eta": 0.0,
         "seed": seed,
         "trained_images": 1000,
+        "checkpoint": "0a1b2c3d",
         "guidance": "classifier-free",
         "subjects": "clusters by frequency",
         "protocol": "custom",

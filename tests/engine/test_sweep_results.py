@@ -37,7 +37,7 @@ def test_columns_that_a_row_lacks_are_empty(tmp_path: Path) -> None:
         (lambda text: text.replace("seed", "sead", 1), "has the columns"),
         (lambda text: text.replace(",3,", ",three,", 1), "line 2: steps is 'three'"),
         (lambda text: text.replace("0.1", "nan", 1), "line 2: guidance_scale is 'nan'"),
-        (lambda text: text[:-10], "line 2, has 2. cells"),
+        (lambda text: text[:-10], "line 2, has 3. cells"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
