@@ -17,6 +17,7 @@ from engine.distributed import Ranks
 from engine.guidance import Guidance, load_guidance
 from engine.points import Point
 from engine.subjects import Subjects
+from engine.telemetry import say
 from sgdm.conditions import Condition
 from sgdm.data.beton import check_beton
 from sgdm.diffusion.guidance import Guidance as GuidanceScale
@@ -100,6 +101,8 @@ class Painter:
         self.batch_size = config.sampling.batch_size or find_batch_size(
             self._try, -(-images // ranks.world_size), ranks
         )
+        if config.sampling.batch_size is None and ranks.first:
+            say(f"sample: {self.batch_size} images a batch and process, as was found")
 
     def use(self, weights: Path) -> None:
         """Draws with these from now on."""

@@ -89,6 +89,8 @@ def measure(config: Config, judge: Judge, planned: list[Samples], ranks: Ranks) 
         real: dict[str, float | None] = {}
         if len(floor):
             real = measured("real", len(floor), lambda numbers: _pixels(train, floor[numbers]))
+            if "replica_share" in real:  # these were trained on
+                real["replica_share"] = judge.replicas_of_unseen()
         results: list[dict[str, Any]] = []
         for samples in planned:
             stored = _StoredImages(config, samples, ranks.device)

@@ -58,6 +58,14 @@ class Judge:
             "seed": self._config.seed,
         }
 
+    def replicas_of_unseen(self) -> float | None:
+        """The share of replicas among real images that were not trained on, which is what samples are to be read
+        beside; on the first process, where they are looked for and there is a val split."""
+        training = self.reference.training_features
+        if training is None or self.reference.split == "train":
+            return None
+        return find_replicas(training, self.reference.statistics[-1].pool).share
+
     def measure(
         self,
         batches: Batches,

@@ -68,8 +68,11 @@ def run(config: Config) -> Ranks:
         ranks.wait()
         sweep = Sweep(config, trained, ranks)
         rows = sweep.search() if config.sweep.search == "coarse-to-fine" else sweep.grid()
+        unseen = sweep.judge.replicas_of_unseen()
     if ranks.first:
         show(config, rows)
+        if unseen is not None:
+            telemetry.say(f"evaluate: of val images, which were not trained on, the share of replicas is {unseen:.2f}")
     return ranks
 
 
@@ -89,14 +92,14 @@ class Sweep:
         self._config, self._trained, self._ranks = config, trained, ranks
         self._keeps = config.evaluation.keep_samples
         self._weights = {ema: average_folder(config, trained, ema) for ema in axes(config)["ema"]}
-        self._judge = Judge(config, ranks)
+        self.judge = Judge(config, ranks)
         self._painter: Painter | None = None  # not made where everything is measured already
         diffusion = config.diffusion
         self._objective = make_objective(diffusion.prediction, diffusion.schedule, diffusion.min_snr_gamma)
         self._guidance = "none"
         if config.guided:
             self._guidance = "classifier-free" if trained.weak is None else f"autoguidance by {trained.weak}"
-        if ranks.first and (why := singular(self._judge.reference.statistics[0])):
+        if ranks.first and (why := singular(self.judge.reference.statistics[0])):
             telemetry.say(f"evaluate: {why}")
 
     def grid(self) -> list[dict[str, Any]]:
@@ -137,7 +140,7 @@ class Sweep:
 
     def _key(self, point: Point) -> str:
         drawn = self._trained.key(point, self._weights[point.ema])
-        return fingerprint(drawn, self._config.sampling.images, self._judge.identity)[:16]
+        return fingerprint(drawn, self._config.sampling.images, self.judge.identity)[:16]
 
     def _find(self, point: Point) -> dict[str, Any] | None:
         """Its row, if it is measured, and its samples are there where they are asked for."""
@@ -172,7 +175,7 @@ class Sweep:
         subjects = choose_subjects(config, self._trained.guidance, images, point.seed, self._ranks.device)
         batches = Batches(config.run / "sweep" / "batches" / key, images, f"{key}{' with samples' * self._keeps}")
         start = time.monotonic()
-        found = self._judge.measure(
+        found = self.judge.measure(
             batches,
             lambda numbers: painter.draw(point, subjects, numbers),
             painter.batch_size,
@@ -185,7 +188,7 @@ class Sweep:
         _save_grid(batches, grid_path(config.run, key))
         if self._keeps:
             exports.export(config.sampling.format, self._stem(key), batches, key)
-        reference = self._judge.reference
+        reference = self.judge.reference
         low, high = point.interval or (None, None)
         row = {
             "key": key,
@@ -205,8 +208,8 @@ class Sweep:
             "images": images,
             "reference": reference.split,
             "reference_images": reference.images,
-            "network": self._judge.network.name,
-            "backbone": None if self._judge.backbone is None else self._judge.backbone.name,
+            "network": self.judge.network.name,
+            "backbone": None if self.judge.backbone is None else self.judge.backbone.name,
             "evaluations": self._evaluations(point),
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 3),

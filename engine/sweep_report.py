@@ -99,7 +99,10 @@ def _provenance(rows: list[dict[str, Any]]) -> str:
 
 def _conditions(first: dict[str, Any]) -> str:
     """What else the rows of a group have in common."""
-    parts = [f"After {first['trained_images']:,} training images", f"asked for {first['subjects']}"]
+    parts = [
+        f"After {first['trained_images']:,} training images (checkpoint {first['checkpoint']})",
+        f"asked for {first['subjects']}",
+    ]
     parts.append(f"guidance {first['guidance']}")
     if first["backbone"] is not None:
         parts.append(f"backbone {first['backbone']}")

@@ -11,6 +11,8 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
+import timm
+from safetensors.torch import save_file
 
 from engine import annotate, checkpoint, drawing, evaluate, prepare, sample, sweep, train
 from engine.config import Config, SweepConfig, save_config
@@ -18,6 +20,7 @@ from engine.config_error import ConfigError
 from engine.console import parse
 from engine.judge import Judge
 from engine.sweep_results import read
+from sgdm.files import read_json
 from sgdm.metrics.statistics import StatisticsError
 
 
@@ -197,6 +200,25 @@ def test_replicas_are_looked_for(run: Config) -> None:
     asked = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, replicas=True))
     (row,) = swept(asked, guidance="1")
     assert 0 <= row["replica_share"] <= 1
+    sample.run(asked)
+    evaluate.run(asked)
+    metrics = read_json(run.run / "metrics.json")
+    # Without a val split there are no images that were not trained on, which it could be compared with.
+    assert (
+        all(0 <= one["replica_share"] <= 1 for one in metrics["results"]) and metrics["real"]["replica_share"] is None
+    )
+
+
+def test_a_backbone_judges_beside_the_network(run: Config, tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    evaluation = dataclasses.replace(
+        run.evaluation, backbone=name, backbone_weights=tmp_path / "weights.safetensors", reference_images=None
+    )
+    (row,) = swept(dataclasses.replace(run, evaluation=evaluation), guidance="1")
+    assert row["backbone"].startswith(name) and row["reference_images"] == 96
+    assert row["backbone_frechet_distance"] is None, "96 images, 192 dimensions"
 
 
 def test_autoguidance_leads_away_from_an_earlier_checkpoint(run: Config) -> None:
