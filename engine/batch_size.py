@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,10 +19,11 @@ SHARE_OF_MEMORY = 0.6
 
 
 def find_batch_size(step: Callable[[int], object], images: int, ranks: Ranks) -> int:
-    """The batch size, a power of two, at which `step(batch size)` works on most images a second.
+    """The batch size at which `step(batch size)` works on most images a second, found by doubling.
 
     `step` is tried uncompiled, so that no size is compiled in vain; a compiled one needs less memory, and gains less
-    from a larger batch. No more than the `images` of a process, rounded up. All processes call it and come to the same.
+    from a larger batch. No more than the `images` of a process, rounded up. All processes call it alike and come to the
+    same. ValueError where not even the smallest fits.
     """
     size, best = SMALLEST, 0.0
     while True:
@@ -43,7 +45,9 @@ def find_batch_size(step: Callable[[int], object], images: int, ranks: Ranks) ->
     least = torch.tensor(found, device=ranks.device)
     if ranks.world_size > 1:
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-    return int(least)
+    # As many batches of equal size, so that the last one is not drawn for a few images alone.
+    batches = math.ceil(images / int(least))
+    return math.ceil(images / batches / SMALLEST) * SMALLEST
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -42,10 +42,10 @@ class Trained(NamedTuple):
     common: str
     """Digest of all that decides an image beside its number, its point and the weights."""
 
-    def key(self, point: Point, weights: Path) -> str:
-        """Digest of all that decides the images of a point."""
+    def key(self, point: Point, weights: str) -> str:
+        """Digest of all that decides the images of a point; `weights` is that of their file."""
         plain = [point.guidance_scale, point.steps, point.sampler, point.eta, to_plain(point.interval), point.seed]
-        return fingerprint(self.common, sha256_file(weights / WEIGHTS), plain)
+        return fingerprint(self.common, weights, plain)
 
 
 def open_run(config: Config) -> Trained:

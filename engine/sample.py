@@ -21,7 +21,8 @@ from engine.layout_file import read_layouts
 from engine.points import Point, points
 from engine.sheets import image_sheet, layout_lines, layout_sheet
 from engine.subjects import Subjects, choose_subjects, example_subjects, tell
-from sgdm.files import atomic_write, fingerprint
+from sgdm.files import atomic_write, fingerprint, sha256_file
+from sgdm.models.pretrained import WEIGHTS
 from sgdm.progress import Advance
 
 WAY = 9
@@ -48,9 +49,11 @@ class Samples(NamedTuple):
 def plan_samples(config: Config, trained: Trained) -> list[Samples]:
     """ValueError where the average that is to draw is not there."""
     alone = dataclasses.replace(config, sweep=SweepConfig())
-    planned = []
-    for point in points(alone):
-        key = trained.key(point, average_folder(config, trained, point.ema))
+    planned: list[Samples] = []
+    asked = points(alone)
+    weights = sha256_file(average_folder(config, trained, asked[0].ema) / WEIGHTS)  # one average draws them all
+    for point in asked:
+        key = trained.key(point, weights)
         stem = config.run / "samples" / f"guidance-{point.guidance_scale:g}"
         planned.append(Samples(point, stem, fingerprint(key, config.sampling.images)))
     return planned

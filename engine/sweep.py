@@ -30,8 +30,9 @@ from engine.subjects import choose_subjects, describe_subjects, tell
 from sgdm.diffusion.guidance import Guidance
 from sgdm.diffusion.objective import make_objective
 from sgdm.diffusion.sampling import evaluations
-from sgdm.files import atomic_write, fingerprint
+from sgdm.files import atomic_write, fingerprint, sha256_file
 from sgdm.metrics.evaluate import singular
+from sgdm.models.pretrained import WEIGHTS
 from sgdm.progress import Advance
 
 BEST_SHOWN = 10
@@ -92,6 +93,8 @@ class Sweep:
         self._config, self._trained, self._ranks = config, trained, ranks
         self._keeps = config.evaluation.keep_samples
         self._weights = {ema: average_folder(config, trained, ema) for ema in axes(config)["ema"]}
+        self._digests = {ema: sha256_file(folder / WEIGHTS) for ema, folder in self._weights.items()}
+        self._rows = self._read()
         self.judge = Judge(config, ranks)
         self._painter: Painter | None = None  # not made where everything is measured already
         diffusion = config.diffusion
@@ -139,7 +142,7 @@ class Sweep:
             yield advance
 
     def _key(self, point: Point) -> str:
-        drawn = self._trained.key(point, self._weights[point.ema])
+        drawn = self._trained.key(point, self._digests[point.ema])
         return fingerprint(drawn, self._config.sampling.images, self.judge.identity)[:16]
 
     def _find(self, point: Point) -> dict[str, Any] | None:
@@ -147,8 +150,11 @@ class Sweep:
         key = self._key(point)
         if self._keeps and exports.find(self._config.sampling.format, self._stem(key), key) is None:
             return None
-        rows = sweep_results.read(table_path(self._config.run))
-        return next((row for row in rows if row["key"] == key), None)
+        return self._rows.get(key)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The rows of the table by their keys."""
+        return {row["key"]: row for row in sweep_results.read(table_path(self._config.run))}
 
     def _stem(self, key: str) -> Path:
         """Where a point's samples are kept."""
@@ -162,6 +168,7 @@ class Sweep:
             return found
         self._measure(point, self._key(point), advance)
         self._ranks.wait()
+        self._rows = self._read()
         found = self._find(point)
         assert found is not None
         return found

@@ -34,7 +34,11 @@ def test_stops_where_memory_ends() -> None:
 
 
 def test_no_more_than_there_are_images() -> None:
-    assert find_batch_size(machine(0.01, 0.0), 20, HERE) == 32
+    assert find_batch_size(machine(0.01, 0.0), 20, HERE) == 24
+
+
+def test_batches_are_of_equal_size() -> None:
+    assert find_batch_size(machine(0.01, 0.0, memory=32), 70, HERE) == 24
 
 
 def test_a_device_without_room_is_an_error() -> None:
