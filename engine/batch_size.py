@@ -15,7 +15,7 @@ SMALLEST, LARGEST = 8, 2048
 GAIN = 1.05
 """Twice the batch must draw an image so many times as fast to be worth its memory."""
 SHARE_OF_MEMORY = 0.6
-"""Of a device that a batch may take: the feature networks need some too."""
+"""Of a device: a batch that takes more is not doubled."""
 
 
 def find_batch_size(step: Callable[[int], object], images: int, ranks: Ranks) -> int:
@@ -25,7 +25,7 @@ def find_batch_size(step: Callable[[int], object], images: int, ranks: Ranks) ->
     from a larger batch. No more than the `images` of a process, rounded up. All processes call it alike and come to the
     same. ValueError where not even the smallest fits.
     """
-    size, best = SMALLEST, 0.0
+    size, best, found = SMALLEST, 0.0, 0
     while True:
         try:
             speed = size / _seconds(lambda size=size: step(size), ranks.device)  # type: ignore[misc]
@@ -34,17 +34,17 @@ def find_batch_size(step: Callable[[int], object], images: int, ranks: Ranks) ->
         finally:
             if ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
-        if speed < GAIN * best or _too_large(ranks.device):
+        if speed < GAIN * best:
             break
         best, found = speed, size
-        if size >= min(images, LARGEST):
+        if size >= min(images, LARGEST) or _too_large(ranks.device):
             break
         size *= 2
-    if best == 0:
-        raise ValueError(f"{SMALLEST} images at a time do not fit into the memory of {ranks.device}: free some")
     least = torch.tensor(found, device=ranks.device)
     if ranks.world_size > 1:
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    if not int(least):
+        raise ValueError(f"{SMALLEST} images at a time do not fit into the memory of {ranks.device}: free some")
     # As many batches of equal size, so that the last one is not drawn for a few images alone.
     batches = math.ceil(images / int(least))
     return math.ceil(images / batches / SMALLEST) * SMALLEST

@@ -89,7 +89,13 @@ class Batches:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def share(missing: NDArray[np.int64], batch_size: int, rank: int, world_size: int) -> Iterator[NDArray[np.int64]]:
-    """A process's batches of the missing numbers: dealt in turns, so that none has two more than another."""
-    for start in range(rank * batch_size, len(missing), world_size * batch_size):
-        yield missing[start : start + batch_size]
+def share(
+    missing: NDArray[np.int64], batch_size: int, rank: int, world_size: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """A process's batches of the missing numbers, each with how many images all processes have in this turn: dealt in
+    turns, so that none has two batches more than another."""
+    for start in range(0, len(missing), world_size * batch_size):
+        turn = missing[start : start + world_size * batch_size]
+        own = turn[rank * batch_size : (rank + 1) * batch_size]
+        if len(own):
+            yield own, len(turn)

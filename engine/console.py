@@ -40,6 +40,9 @@ PROGRAMS = {
     "info": "Versions, devices, usable kernels and attention backends, and why the others are not.",
 }
 
+OF_A_RUN = ("ema", "sample", "evaluate")
+"""What needs a run that was trained."""
+
 MODULES = {"ema": "posthoc"}
 """Of engine/, where it is not called like the program."""
 
@@ -60,7 +63,7 @@ USAGE = """[recipe | --config FILE] [--field value ...]
 
 recipe         one of: {recipes}
 --config FILE  the config.yaml of an earlier run instead of a recipe
-               Without either: that of the run folder of --run, or, where there is none, quickstart.
+               Without either: what the run of --run was trained with, or, where there is none, quickstart.
 --protocol     how samples are measured, in one word: {protocols}; single fields override it"""
 
 
@@ -72,7 +75,7 @@ def parse(program: str, arguments: list[str]) -> Config:
     # The DeepSpeed launcher adds --local_rank=N; the same number is in the environment.
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     protocol, arguments = _take_protocol(arguments)
-    default, rest = _starting_point(arguments)
+    default, rest = _starting_point(program, arguments)
     for path, value in protocol.items():
         part, _, name = path.partition(".")
         default = dataclasses.replace(default, **{part: dataclasses.replace(getattr(default, part), **{name: value})})
@@ -117,7 +120,7 @@ def _run_of(arguments: list[str]) -> Path | None:
     return None
 
 
-def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
+def _starting_point(program: str, arguments: list[str]) -> tuple[Config, list[str]]:
     if arguments and arguments[0].split("=")[0] == "--config":
         _, _, value = arguments[0].partition("=")
         rest = arguments[1:] if value else arguments[2:]
@@ -132,9 +135,19 @@ def _starting_point(arguments: list[str]) -> tuple[Config, list[str]]:
             raise ConfigError(f"there is no recipe {name}; nearest: {', '.join(nearest)}")
         return RECIPES[name](), arguments[1:]
     run = _run_of(arguments)
-    if run is not None and (run / "config.yaml").is_file():
-        return load_config(run / "config.yaml"), arguments
+    if run is not None and (saved := _saved_config(run)) is not None:
+        return load_config(saved), arguments
+    if run is not None and program in OF_A_RUN:
+        raise ConfigError(f"{run} is no run: give the folder of one, or a recipe before the options")
     return RECIPES["quickstart"](), arguments
+
+
+def _saved_config(run: Path) -> Path | None:
+    """What a run was trained with, or, before its first checkpoint, prepared or annotated with. What it was sampled or
+    evaluated with is another command's."""
+    folders = [path for path in (run / "checkpoints").glob("*") if path.name.isdigit()]
+    newest = max(folders, key=lambda path: int(path.name), default=run)
+    return next((path for path in (newest / "config.yaml", run / "config.yaml") if path.is_file()), None)
 
 
 def run_program(program: str, run: Callable[[Config], None], arguments: list[str] | None = None) -> None:

@@ -60,6 +60,7 @@ def open_run(config: Config) -> Trained:
     if weak is not None:
         _check_weak_model(weak, config)
     common = fingerprint(
+        distributed.computes_in_bf16(config.training.precision, distributed.default_device()),
         to_plain(config.diffusion),
         config.sampling.clusters,
         config.sampling.cluster,
@@ -178,8 +179,9 @@ def _check_weak_model(folder: Path, config: Config) -> None:
                 f"sampling.weak_model {folder} has {name} {theirs}, but {config.run} has {ours}: give an earlier "
                 "checkpoint of this run, or a smaller network trained on the same images and annotation"
             )
-    saved = folder.parent / "config.yaml"
-    if saved.is_file():
+    # Of a checkpoint, or, for an average of snapshots, of the run.
+    saved = next((parent / "config.yaml" for parent in folder.parents[:2] if (parent / "config.yaml").is_file()), None)
+    if saved is not None:
         other: Any = load_config(saved).diffusion
         for name in ("prediction", "schedule"):
             if getattr(other, name) != getattr(config.diffusion, name):

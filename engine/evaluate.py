@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from sgdm.annotate.layout import load_layout
 from sgdm.annotate.patches import PatchEncoder, patch_encoder
 from sgdm.data.loader import Loader
 from sgdm.files import fingerprint, read_json, write_json
-from sgdm.metrics.evaluate import singular
 from sgdm.ragged import Boxes
 
 
@@ -52,8 +52,8 @@ def measure_samples(config: Config) -> Ranks:
         _StoredImages(config, samples, torch.device("cpu"))  # all are there, before the first is looked at
     ranks = distributed.join()
     judge = Judge(config, ranks)
-    if ranks.first and (why := singular(judge.reference.statistics[0])):
-        telemetry.say(f"evaluate: {why}")
+    if ranks.first:
+        judge.say_what_is_left_out()
     path = config.run / "metrics.json"
     key = fingerprint(judge.identity, [samples.key for samples in planned])
     if path.is_file() and read_json(path).get("key") == key:
@@ -82,8 +82,6 @@ def measure(config: Config, judge: Judge, planned: list[Samples], ranks: Ranks) 
         def measured(name: str, count: int, images_of: Images) -> dict[str, float | None]:
             batches = Batches(folder / name, count, fingerprint(name, judge.identity))
             found = judge.measure(batches, images_of, config.evaluation.batch_size, advance)
-            if ranks.first:
-                batches.remove()
             return found
 
         real: dict[str, float | None] = {}
@@ -96,6 +94,8 @@ def measure(config: Config, judge: Judge, planned: list[Samples], ranks: Ranks) 
             stored = _StoredImages(config, samples, ranks.device)
             scale = samples.point.guidance_scale
             results.append({"guidance_scale": scale, **measured(samples.key[:16], images, stored)})
+        if ranks.first:
+            shutil.rmtree(folder)  # with what kills have left behind
     if config.annotation.layout == "boxes" and ranks.first:
         encoder = patch_encoder(make_encoder(config, train, distributed.alone(train.device))[0], "boxes")
         layout = load_layout(config.layout_folder, train.manifest.digest).objects
@@ -120,7 +120,7 @@ class _StoredImages:
         path = exports.find(format, samples.stem, samples.key)
         if path is None:
             raise ValueError(
-                f"{samples.stem}.{format} is missing or of another checkpoint or configuration: run sample first"
+                f"{samples.stem} is missing as {format}, or of another checkpoint or configuration: run sample first"
             )
         self._format, self._path, self._device = format, path, device
 

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine import telemetry
 from engine.batches import Batches, share
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.reference import Reference, open_reference
-from sgdm.metrics.evaluate import evaluate
-from sgdm.metrics.frechet import Moments, check_linear_algebra
+from engine.sums import Sums
+from sgdm.metrics.evaluate import distance, evaluate, singular
+from sgdm.metrics.frechet import check_linear_algebra
 from sgdm.metrics.networks import FeatureNetwork, TimmBackbone, load_network
 from sgdm.metrics.replicas import find_replicas
 from sgdm.metrics.statistics import Statistics
@@ -85,70 +85,50 @@ class Judge:
         self._ranks.wait()
         there, missing = batches.files(), batches.missing()
         self._ranks.wait()  # all have looked before one writes
-        sums = [_Sums(network, self._ranks.device) for network in self.networks]
+        batch = self._config.evaluation.batch_size
+        sums = [Sums(network, batch, self._ranks.device) for network in self.networks]
         for path in there[self._ranks.rank :: self._ranks.world_size]:
-            found = batches.load(path)
+            stored = batches.load(path)
             for number, one in enumerate(sums):
-                one.add_stored(found, number)
+                one.add_stored(stored[f"pool_{number}"], stored.get(f"spatial_{number}"))
         advance(batches.count - len(missing))
-        for numbers in share(missing, batch_size, self._ranks.rank, self._ranks.world_size):
+        for numbers, together in share(missing, batch_size, self._ranks.rank, self._ranks.world_size):
             pixels = images(numbers)
             arrays: dict[str, NDArray[Any]] = {}
             for number, one in enumerate(sums):
-                arrays |= one.add(pixels, number)
+                parts = one.add(pixels)._asdict().items()
+                arrays |= {f"{name}_{number}": part.cpu().numpy() for name, part in parts if part is not None}
             shown = pixels if tell else pixels[: int((numbers < PICTURES).sum())]
             arrays |= {"image": shown.permute(0, 2, 3, 1).cpu().numpy(), **(tell(numbers) if tell else {})}
             batches.write(numbers, arrays)
-            advance(len(numbers) * self._ranks.world_size)
+            advance(together)
         for one in sums:
             one.reduce(self._ranks)
         self._ranks.wait()
         return self._metrics(batches, sums) if self._ranks.first else {}
 
-    def _metrics(self, batches: Batches, sums: list[_Sums]) -> dict[str, float | None]:
-        seen = [one.statistics(batches, number) for number, one in enumerate(sums)]
+    def _metrics(self, batches: Batches, sums: list[Sums]) -> dict[str, float | None]:
+        seen = [self._statistics(batches, one, number) for number, one in enumerate(sums)]
         real = self.reference.statistics
         found = evaluate(real[0], seen[0], seed=self._config.seed)
         if self.backbone is not None:
-            found["backbone_frechet_distance"] = evaluate(real[1], seen[1], seed=self._config.seed)["frechet_distance"]
+            found["backbone_frechet_distance"] = distance(real[1].moments, seen[1].moments)
         if self.reference.training_features is not None:
             found["replica_share"] = find_replicas(self.reference.training_features, seen[-1].pool).share
         return found
 
+    def _statistics(self, batches: Batches, sums: Sums, number: int) -> Statistics:
+        assert sums.pool.count == batches.count, f"{sums.pool.count} of {batches.count} images were counted"
+        logits = batches.gather(f"logits_{number}") if sums.network.num_classes else None
+        return Statistics(sums.pool, sums.spatial, batches.gather(f"pool_{number}"), logits)
 
-class _Sums:
-    """What one network has seen of a set of images in this process."""
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Metrics that cannot be had of these real images, and why; on the first process."""
+        names = ("frechet_distance", "backbone_frechet_distance")
+        why = {name: singular(one) for name, one in zip(names, self.reference.statistics, strict=False)}
+        return {name: reason for name, reason in why.items() if reason is not None}
 
-    def __init__(self, network: FeatureNetwork, device: torch.device) -> None:
-        self._network, self._device = network, device
-        self.pool = Moments(network.dimension, device)
-        self.spatial = Moments(network.spatial_dimension, device) if network.spatial_dimension else None
-
-    def add(self, images: Tensor, number: int) -> dict[str, NDArray[Any]]:
-        """Adds a batch; returns its features, by names that tell the networks apart."""
-        features = self._network(images)
-        self.pool.add(features.pool)
-        if self.spatial is not None:
-            assert features.spatial is not None
-            self.spatial.add(features.spatial)
-        parts = features._asdict().items()
-        return {f"{name}_{number}": part.cpu().numpy() for name, part in parts if part is not None}
-
-    def add_stored(self, arrays: dict[str, NDArray[Any]], number: int) -> None:
-        self.pool.add(torch.from_numpy(arrays[f"pool_{number}"]).to(self._device))
-        if self.spatial is not None:
-            self.spatial.add(torch.from_numpy(arrays[f"spatial_{number}"]).to(self._device))
-
-    def reduce(self, ranks: Ranks) -> None:
-        """Sums over all processes, once."""
-        if ranks.world_size == 1:
-            return
-        for moments in (self.pool, self.spatial):
-            if moments is not None:
-                moments.reduce(torch.distributed.all_reduce)
-
-    def statistics(self, batches: Batches, number: int) -> Statistics:
-        assert self.pool.count == batches.count, f"{self.pool.count} of {batches.count} images were counted"
-        pool = batches.gather(f"pool_{number}")
-        logits = batches.gather(f"logits_{number}") if self._network.num_classes else None
-        return Statistics(self.pool, self.spatial, pool, logits)
+    def say_what_is_left_out(self) -> None:
+        for name, why in self.left_out.items():
+            telemetry.say(f"evaluate: {name}: {why}")

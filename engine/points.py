@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.axes import Interval
-from engine.config import Config, EvaluationConfig, Sampler, SamplingConfig
+from engine.config import Config
+from engine.sampling_config import EvaluationConfig, Sampler, SamplingConfig
+from sgdm.data.sources import Split
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {"paper": PAPER, "edm": EDM, "custom": {}
 (2210.06462) report; `edm`: 50,000 samples against train, as Karras et al. (2206.00364) do."""
 
 
-def protocol_of(config: Config, point: Point) -> str:
-    """The first protocol that a point keeps to. It follows from what is done, so that no table can misname it."""
+def protocol_of(config: Config, point: Point, reference: Split) -> str:
+    """The first protocol that a point keeps to, compared with this split. It follows from what is done, so that no
+    table can misname it."""
     sampling = dataclasses.replace(
         config.sampling,
         sampler=point.sampler,
@@ -100,7 +103,8 @@ def protocol_of(config: Config, point: Point) -> str:
         eta=point.eta,
         guidance_interval=point.interval,
     )
-    parts: dict[str, SamplingConfig | EvaluationConfig] = {"sampling": sampling, "evaluation": config.evaluation}
+    evaluation = dataclasses.replace(config.evaluation, reference=reference)
+    parts: dict[str, SamplingConfig | EvaluationConfig] = {"sampling": sampling, "evaluation": evaluation}
     for name, fixed in PROTOCOLS.items():
         if all(getattr(parts[path.split(".")[0]], path.split(".")[1]) == value for path, value in fixed.items()):
             return name

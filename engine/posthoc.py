@@ -25,7 +25,7 @@ def run(config: Config) -> None:
     ValueError where no length is given, where there are no snapshots, and for an end where none was taken."""
     if not config.posthoc.lengths:
         raise ValueError("posthoc.lengths is empty: give the lengths of the averages to make, such as --length 0.05")
-    images, found = _end(config), snapshots.find(config.run)
+    images, found = end(config), snapshots.find(config.run)
     ends = sorted({snapshot.images for snapshot in found})
     if images not in ends:
         raise ValueError(f"{config.run} has no snapshot at {images} images (posthoc.images): give one of {ends}")
@@ -41,7 +41,7 @@ def make_missing(config: Config, lengths: Iterable[float]) -> None:
     for length in lengths:
         if not snapshots.find(config.run) or not 0 < length < LONGEST:
             raise ValueError(_no_average(config, length))
-        images = _end(config)
+        images = end(config)
         wanted = Profile(length, images)
         if not (snapshots.combined_folder_of(config.run, wanted) / CONFIG).is_file():
             _make(config, wanted, [snapshot for snapshot in snapshots.find(config.run) if snapshot.images <= images])
@@ -61,7 +61,7 @@ def _no_average(config: Config, length: float) -> str:
 
 def find(config: Config, length: float) -> Path:
     """The average of this length. ValueError, naming those that are there, where it is not."""
-    wanted = Profile(length, _end(config))
+    wanted = Profile(length, end(config))
     folder = snapshots.combined_folder_of(config.run, wanted)
     if not (folder / CONFIG).is_file():
         there = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))) or "none"
@@ -93,7 +93,7 @@ def _make(config: Config, wanted: Profile, stored: list[Profile]) -> None:
     )
 
 
-def _end(config: Config) -> int:
+def end(config: Config) -> int:
     """Of averages, in images seen: posthoc.images, or the last snapshot."""
     if config.posthoc.images is not None:
         return config.posthoc.images

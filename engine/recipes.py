@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from engine.annotation_config import AnnotationConfig
-from engine.config import Config, DataConfig, DiffusionConfig, EvaluationConfig, SamplingConfig, TrainingConfig
+from engine.config import Config, DataConfig, DiffusionConfig, TrainingConfig
+from engine.sampling_config import EvaluationConfig, SamplingConfig
 from sgdm.models.config import UNetConfig
 
 

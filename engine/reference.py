@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import telemetry
-from engine.config import SMALLEST_SET, Config
+from engine.config import Config
 from engine.distributed import Ranks, gather
 from engine.extraction import fill_shards, open_shards
+from engine.sampling_config import SMALLEST_SET
+from engine.sums import Sums
 from sgdm.annotate.features import encode
 from sgdm.data.loader import Loader
+from sgdm.data.sources import Split
 from sgdm.files import fingerprint
-from sgdm.metrics.frechet import Moments
 from sgdm.metrics.networks import FeatureNetwork
 from sgdm.metrics.statistics import Statistics
 
@@ -34,7 +35,7 @@ KEPT = 10_000
 @dataclass(frozen=True)
 class Reference:
     train: Loader
-    split: str
+    split: Split
     images: int
     identity: dict[str, Any]
     statistics: list[Statistics]
@@ -55,17 +56,19 @@ def open_reference(config: Config, networks: Sequence[FeatureNetwork], ranks: Ra
     together. StatisticsError where what is there is of other images or another network."""
     train = open_split(config, "train", ranks.device)
     loader = train
+    split: Split = "train"
     if config.evaluation.reference == "val":
         if (config.data.folder / "val.beton").exists():
-            loader = open_split(config, "val", ranks.device)
+            loader, split = open_split(config, "val", ranks.device), "val"
         elif ranks.first:
             telemetry.say("evaluate: there is no val split; the reference is training images")
     rows, floor = choose_real_images(config, train, loader)
     identity = {
         "data": loader.manifest.digest,
-        "split": loader.manifest.split,
+        "split": split,
         "images": len(rows),
-        "seed": config.seed if len(rows) < len(loader) else None,  # which ones
+        # It chooses the images, and among them those whose own features are kept.
+        "seed": None if len(rows) == len(loader) <= KEPT else config.seed,
     }
     statistics = [_statistics(config, network, loader, rows, identity, ranks) for network in networks]
     training_features = None
@@ -73,7 +76,7 @@ def open_reference(config: Config, networks: Sequence[FeatureNetwork], ranks: Ra
         training_features = _training_features(config, networks[-1], train, ranks)
     return Reference(
         train,
-        loader.manifest.split,
+        split,
         len(rows),
         identity,
         [one for one in statistics if one is not None],
@@ -121,28 +124,22 @@ def _make(
     ranks: Ranks,
 ) -> None:
     """Every process looks at its part of the rows; sums are added up, the features of the first rows put together."""
-    pool = Moments(network.dimension, ranks.device)
-    spatial = Moments(network.spatial_dimension, ranks.device) if network.spatial_dimension else None
+    sums = Sums(network, config.evaluation.batch_size, ranks.device)
     kept = min(KEPT, len(rows))
     part = torch.zeros(-(-kept // ranks.world_size), network.dimension)
-    own, done = rows[ranks.rank :: ranks.world_size], 0
+    own, done, told = rows[ranks.rank :: ranks.world_size], 0, 0
     with telemetry.progress(f"evaluate, {identity['split']} images", len(rows), visible=ranks.first) as advance:
         for batch in loader.select(own):
-            features = network(batch.image)
-            pool.add(features.pool)
-            if spatial is not None and features.spatial is not None:
-                spatial.add(features.spatial)
+            features = sums.add(batch.image)
             if done < len(part):
                 part[done : done + len(features.pool)] = features.pool[: len(part) - done].cpu()
             done += len(features.pool)
-            advance(len(features.pool) * ranks.world_size)
-    if ranks.world_size > 1:
-        for moments in (pool, spatial):
-            if moments is not None:
-                moments.reduce(torch.distributed.all_reduce)
+            advance(min(len(rows) - told, len(features.pool) * ranks.world_size))
+            told = min(len(rows), told + len(features.pool) * ranks.world_size)
+    sums.reduce(ranks)
     features_kept = gather(part, ranks)[:kept].numpy()
     if ranks.first:
-        Statistics(pool, spatial, features_kept, None).save(path, identity)
+        Statistics(sums.pool, sums.spatial, features_kept, None).save(path, identity)
     ranks.wait()
 
 

@@ -12,13 +12,14 @@ from PIL import Image
 
 from engine import distributed, exports, telemetry
 from engine.batches import Batches, share
-from engine.config import Config, SweepConfig
+from engine.config import Config
 from engine.console import run_program
 from engine.distributed import Ranks
 from engine.drawing import Painter, Trained, average_folder, open_run
 from engine.guidance import make_guides
 from engine.layout_file import read_layouts
 from engine.points import Point, points
+from engine.sampling_config import SweepConfig
 from engine.sheets import image_sheet, layout_lines, layout_sheet
 from engine.subjects import Subjects, choose_subjects, example_subjects, tell
 from sgdm.files import atomic_write, fingerprint, sha256_file
@@ -70,7 +71,7 @@ def run(config: Config) -> None:
         return
     format, images = config.sampling.format, config.sampling.images
     missing = [samples for samples in planned if exports.find(format, samples.stem, samples.key) is None]
-    ranks = distributed.initialize()
+    ranks = distributed.join()
     if not missing:
         if ranks.first:
             telemetry.skip("sample", config.run / "samples")
@@ -103,10 +104,10 @@ def draw_batches(
     missing = batches.missing()
     ranks.wait()  # all have looked before one writes
     advance(batches.count - len(missing))
-    for numbers in share(missing, painter.batch_size, ranks.rank, ranks.world_size):
+    for numbers, together in share(missing, painter.batch_size, ranks.rank, ranks.world_size):
         pixels = painter.draw(point, subjects, numbers).permute(0, 2, 3, 1).cpu().numpy()
         batches.write(numbers, {"image": pixels, **tell(subjects, numbers)})
-        advance(len(numbers) * ranks.world_size)
+        advance(together)
     ranks.wait()
 
 
@@ -142,7 +143,7 @@ def draw_layouts(config: Config, trained: Trained, planned: list[Samples], path:
             "train a run with --annotation.layout boxes or segments"
         )
     by_hand = read_layouts(path, config)
-    ranks = distributed.initialize()
+    ranks = distributed.join()
     if not ranks.first:
         return
     guides = make_guides(config, by_hand.clusters, by_hand.polygons, ranks.device)
@@ -170,7 +171,7 @@ def draw_interpolation(config: Config, trained: Trained, planned: list[Samples],
             f"num_clusters {config.annotation.num_clusters}), so there is no way from cluster {first} to {last}: "
             "train a run with --annotation.layout none and --annotation.num-clusters"
         )
-    ranks = distributed.initialize()
+    ranks = distributed.join()
     if not ranks.first:
         return
     numbers = np.repeat(np.arange(WAYS), WAY)

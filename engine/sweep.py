@@ -8,6 +8,7 @@ RUN/sweep/batches/   what the point at hand has come to: a kill costs the batch 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
+from torch import Tensor
 
 from engine import checkpoint, distributed, exports, posthoc, sweep_results, telemetry
 from engine.batches import Batches
@@ -27,11 +30,11 @@ from engine.points import Point, axes, label_of, point_at, points, protocol_of, 
 from engine.run_lock import run_lock
 from engine.search import coarse_to_fine
 from engine.subjects import choose_subjects, describe_subjects, tell
-from sgdm.diffusion.guidance import Guidance
+from sgdm.diffusion.guidance import UNGUIDED, Guidance
 from sgdm.diffusion.objective import make_objective
+from sgdm.diffusion.samplers import make_rows
 from sgdm.diffusion.sampling import evaluations
 from sgdm.files import atomic_write, fingerprint, sha256_file
-from sgdm.metrics.evaluate import singular
 from sgdm.models.pretrained import WEIGHTS
 from sgdm.progress import Advance
 
@@ -95,15 +98,15 @@ class Sweep:
         self._weights = {ema: average_folder(config, trained, ema) for ema in axes(config)["ema"]}
         self._digests = {ema: sha256_file(folder / WEIGHTS) for ema, folder in self._weights.items()}
         self._rows = self._read()
+        self._evaluations = _evaluations(config)
         self.judge = Judge(config, ranks)
+        if ranks.first:
+            self.judge.say_what_is_left_out()
+            self._forget_others(config.run / "sweep" / "batches")
         self._painter: Painter | None = None  # not made where everything is measured already
-        diffusion = config.diffusion
-        self._objective = make_objective(diffusion.prediction, diffusion.schedule, diffusion.min_snr_gamma)
         self._guidance = "none"
         if config.guided:
             self._guidance = "classifier-free" if trained.weak is None else f"autoguidance by {trained.weak}"
-        if ranks.first and (why := singular(self.judge.reference.statistics[0])):
-            telemetry.say(f"evaluate: {why}")
 
     def grid(self) -> list[dict[str, Any]]:
         """The rows of all points."""
@@ -113,7 +116,10 @@ class Sweep:
             return [self._row(point, advance) for point in asked]
 
     def search(self) -> list[dict[str, Any]]:
-        """The rows of the points that lead to the best one."""
+        """The rows of the points that lead to the best one. ValueError where no point can have the metric."""
+        metric = self._config.sweep.metric
+        if self._ranks.first and metric in self.judge.left_out:
+            raise ValueError(f"sweep.metric {metric} has no figures here: {self.judge.left_out[metric]}")
         rows: list[dict[str, Any]] = []
 
         def measure(values: dict[str, Any]) -> float | None:
@@ -124,16 +130,11 @@ class Sweep:
             with self._progress(f"sweep, {point.label}", missing) as advance:
                 found = [self._row(one, advance) for one in asked]
             rows.extend(row for row in found if row not in rows)
-            figures = [row[self._config.sweep.metric] for row in found]
+            figures = [row[metric] for row in found]
             return None if None in figures else float(np.mean(figures))
 
         coarse_to_fine(axes(self._config), measure)
         return rows
-
-    def _evaluations(self, point: Point) -> int:
-        """Passes of a network an image."""
-        guidance = Guidance(point.guidance_scale, point.interval) if self._config.guided else Guidance()
-        return evaluations(self._objective, sampler=point.sampler, steps=point.steps, guidance=guidance)
 
     @contextmanager
     def _progress(self, name: str, missing: int) -> Iterator[Advance]:
@@ -141,9 +142,21 @@ class Sweep:
         with telemetry.progress(name, total, visible=self._ranks.first and missing > 0) as advance:
             yield advance
 
+    def _forget_others(self, folder: Path) -> None:
+        """What kills of other sweeps have left behind."""
+        wanted = {self._key(point) for point in points(self._config) if self._find(point) is None}
+        for path in folder.glob("*"):
+            if path.name not in wanted:
+                shutil.rmtree(path)
+
     def _key(self, point: Point) -> str:
         drawn = self._trained.key(point, self._digests[point.ema])
         return fingerprint(drawn, self._config.sampling.images, self.judge.identity)[:16]
+
+    def _trained_images(self, point: Point) -> int:
+        """Where its average ends."""
+        tracked = tracked_decay(self._config, point.ema) is not None
+        return checkpoint.images_of(self._trained.checkpoint) if tracked else posthoc.end(self._config)
 
     def _find(self, point: Point) -> dict[str, Any] | None:
         """Its row, if it is measured, and its samples are there where they are asked for."""
@@ -181,10 +194,17 @@ class Sweep:
         painter.use(self._weights[point.ema])
         subjects = choose_subjects(config, self._trained.guidance, images, point.seed, self._ranks.device)
         batches = Batches(config.run / "sweep" / "batches" / key, images, f"{key}{' with samples' * self._keeps}")
+        drawn = 0
+
+        def draw(numbers: NDArray[np.int64]) -> Tensor:
+            nonlocal drawn
+            drawn += len(numbers) * self._ranks.world_size
+            return painter.draw(point, subjects, numbers)
+
         start = time.monotonic()
         found = self.judge.measure(
             batches,
-            lambda numbers: painter.draw(point, subjects, numbers),
+            draw,
             painter.batch_size,
             advance,
             (lambda numbers: tell(subjects, numbers)) if self._keeps else None,
@@ -207,23 +227,37 @@ class Sweep:
             "interval_low": low,
             "interval_high": high,
             "seed": point.seed,
-            "trained_images": checkpoint.images_of(self._trained.checkpoint),
+            "trained_images": self._trained_images(point),
             "checkpoint": self._trained.digest[:8],
             "guidance": self._guidance,
             "subjects": describe_subjects(config),
-            "protocol": protocol_of(config, point),
+            "protocol": protocol_of(config, point, reference.split),
             "images": images,
             "reference": reference.split,
             "reference_images": reference.images,
             "network": self.judge.network.name,
             "backbone": None if self.judge.backbone is None else self.judge.backbone.name,
-            "evaluations": self._evaluations(point),
-            "seconds": round(seconds, 3),
-            "images_per_second": round(images / seconds, 3),
+            "evaluations": self._evaluations[point],
+            # Of a point that was interrupted there is a part of the time alone.
+            "seconds": round(seconds, 3) if drawn >= images else None,
+            "images_per_second": round(images / seconds, 3) if drawn >= images else None,
             **found,
         }
         sweep_results.add(table_path(config.run), row)
         batches.remove()
+
+
+def _evaluations(config: Config) -> dict[Point, int]:
+    """Passes of a network an image, for every point. ValueError for one that cannot be drawn, before any is."""
+    diffusion = config.diffusion
+    objective = make_objective(diffusion.prediction, diffusion.schedule, diffusion.min_snr_gamma)
+
+    def count(point: Point) -> int:
+        make_rows(objective, point.sampler, point.steps, point.eta)
+        guidance = Guidance(point.guidance_scale, point.interval) if config.guided else UNGUIDED
+        return evaluations(objective, sampler=point.sampler, steps=point.steps, guidance=guidance)
+
+    return {point: count(point) for point in points(config)}
 
 
 def show(config: Config, rows: list[dict[str, Any]]) -> None:

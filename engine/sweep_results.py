@@ -99,11 +99,12 @@ def add(path: Path, row: dict[str, Any]) -> None:
 
 def summarise(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each point under the same conditions: means of the metrics over its seeds, standard deviations as
-    `<metric>_deviation` (None for one seed), and the number of `seeds`."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    `<metric>_deviation` (None for one seed), and the number of `seeds`. Of several rows of a seed, such as one with and
+    one without a search for replicas, the last counts."""
+    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in (*CONDITIONS, *POINT)), []).append(row)
-    return [_summary(group) for group in groups.values()]
+        groups.setdefault(tuple(row[name] for name in (*CONDITIONS, *POINT)), {})[row["seed"]] = row
+    return [_summary(list(group.values())) for group in groups.values()]
 
 
 def _summary(group: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from sgdm.diffusion.guidance import UNGUIDED, Estimate, Guidance, autoguidance, 
 from sgdm.diffusion.objective import Objective
 from sgdm.diffusion.samplers import make_rows
 from sgdm.models.embedding import Embedded
-from sgdm.progress import Advance, ignore
 
 Step = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 """step(state, row, noise, condition) -> the next state.
@@ -90,7 +89,6 @@ class Sampling:
         eta: float = 0.0,
         guidance: Guidance = UNGUIDED,
         towards: Towards | None = None,
-        advance: Advance = ignore,
     ) -> Tensor:
         """Draw one batch of images: shape and type of the noise, about in [-1, 1].
 
@@ -117,7 +115,6 @@ class Sampling:
             if line.draws:
                 drawn = noise.draw()
             state = line.way.step(state, line.numbers, drawn, prepared[line.way])
-        advance(len(x))
         return state[: len(x)]
 
     def _step(self, estimate: Estimate) -> Step:

@@ -59,11 +59,6 @@ class Moments:
             centred = exact - mean
             self._merge(len(features), mean, centred.T @ centred)
 
-    def merge(self, other: Moments) -> None:
-        """Adds the images of `other`."""
-        if other.count:
-            self._merge(other.count, other.mean, other.scatter)
-
     def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
         """Adds the images of all processes, each of which calls it. `all_reduce` sums a tensor over them in place.
 

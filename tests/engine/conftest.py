@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from engine.annotation_config import AnnotationConfig
-from engine.config import Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig
+from engine.config import Config, DataConfig, TrainingConfig
+from engine.sampling_config import EvaluationConfig, SamplingConfig
 from sgdm.models.config import UNetConfig
 
 

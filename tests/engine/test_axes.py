@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import axes
-from engine.config import SweepConfig
 from engine.config_error import ConfigError
+from engine.sampling_config import SweepConfig
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,10 @@ def fill(batches: Batches, numbers: np.ndarray) -> None:
 )
 @settings(deadline=None)
 def test_processes_share_what_is_missing(missing: list[int], batch_size: int, world_size: int) -> None:
-    shares = [list(share(np.array(missing, np.int64), batch_size, rank, world_size)) for rank in range(world_size)]
+    numbers = np.array(missing, np.int64)
+    turns = [list(share(numbers, batch_size, rank, world_size)) for rank in range(world_size)]
+    assert sum(together for _, together in turns[0]) == len(missing)
+    shares = [[batch for batch, _ in own] for own in turns]
     assert sorted(number for own in shares for batch in own for number in batch.tolist()) == missing
     assert all(0 < len(batch) <= batch_size for own in shares for batch in own)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -38,7 +41,7 @@ def test_another_batch_size_and_number_of_processes_go_on(tmp_path: Path) -> Non
     assert again.missing().tolist() == [3, 4, 5, 8, 9]
     with pytest.raises(ValueError, match="has square of 5 of 10 images"):
         again.gather("square")
-    for numbers in share(again.missing(), 4, 0, 1):
+    for numbers, _ in share(again.missing(), 4, 0, 1):
         fill(again, numbers)
     assert again.gather("square").tolist() == [number**2 for number in range(10)]
     assert again.gather("first", 4).tolist() == [0, 1, 2, 3]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine import annotate, checkpoint, prepare
-from engine.config import Config, SweepConfig, save_config
+from engine.config import Config, save_config
+from engine.sampling_config import SweepConfig
 from engine.sweep_results import read
 from sgdm.models.unet import UNet
 

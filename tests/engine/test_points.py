@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Config, SweepConfig
+from engine.config import Config
 from engine.config_error import ConfigError
 from engine.console import parse
 from engine.points import points, protocol_of
+from engine.sampling_config import SweepConfig
 
 
 def swept(config: Config, **axes: str | int) -> Config:
@@ -58,14 +59,22 @@ def test_a_run_without_annotations_is_not_guided(config: Config) -> None:
 )
 def test_a_protocol_is_called_by_what_is_done(arguments: list[str], protocol: str) -> None:
     config = parse("evaluate", ["imagenet64", *arguments])
-    assert {protocol_of(config, point) for point in points(config)} == {protocol}
+    assert {protocol_of(config, point, config.evaluation.reference) for point in points(config)} == {protocol}
 
 
 def test_a_point_that_leaves_the_protocol_is_custom() -> None:
     config = parse("evaluate", ["imagenet64", "--protocol", "paper", "--sweep.steps", "50,250"])
-    assert {point.steps: protocol_of(config, point) for point in points(config)} == {50: "custom", 250: "paper"}
+    assert {point.steps: protocol_of(config, point, config.evaluation.reference) for point in points(config)} == {
+        50: "custom",
+        250: "paper",
+    }
 
 
 def test_protocols_of_other_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="no protocol adm; there are paper, edm, custom"):
         parse("evaluate", ["imagenet64", "--protocol", "adm"])
+
+
+def test_without_a_val_split_it_is_not_the_papers_protocol() -> None:
+    config = parse("evaluate", ["imagenet64", "--protocol", "paper"])
+    assert protocol_of(config, points(config)[0], "train") == "custom"

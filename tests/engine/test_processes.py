@@ -16,7 +16,8 @@ import torch
 
 from engine import annotate, checkpoint, prepare
 from engine.annotation_config import SelfSupervisionConfig
-from engine.config import Config, SweepConfig, save_config
+from engine.config import Config, save_config
+from engine.sampling_config import SweepConfig
 from engine.sweep_results import read
 
 ENGINE = Path(checkpoint.__file__).parent

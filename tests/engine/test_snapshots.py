@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from engine import posthoc, snapshots
-from engine.config import Config, PosthocConfig, SamplingConfig
+from engine.config import Config, PosthocConfig
 from engine.config_error import ConfigError
+from engine.sampling_config import SamplingConfig
 from engine.snapshots import SnapshotError
 from kernels.ema import ema_update
 from sgdm.averaging import Profile, gamma_of_length, inner_products, nearest_combination, power_decay

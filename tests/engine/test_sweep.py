@@ -15,10 +15,11 @@ import timm
 from safetensors.torch import save_file
 
 from engine import annotate, checkpoint, drawing, evaluate, prepare, sample, sweep, train
-from engine.config import Config, SweepConfig, save_config
+from engine.config import Config, save_config
 from engine.config_error import ConfigError
 from engine.console import parse
 from engine.judge import Judge
+from engine.sampling_config import SweepConfig
 from engine.sweep_results import read
 from sgdm.files import read_json
 from sgdm.metrics.statistics import StatisticsError

@@ -103,7 +103,9 @@ def test_the_best_point_is_told_in_words(drawn: Drawn) -> None:
     assert group["best"]["value"] == pytest.approx(21.8) and group["best"]["name"] == "Fréchet distance"
     assert group["fixed"] == "EMA 0.9999, eta 0, guided everywhere"
     provenance = f"{NETWORK} features, 1,000 samples against 2,000 val images, protocol custom"
-    conditions = "After 32,000 training images; asked for clusters by frequency; guidance classifier-free"
+    conditions = (
+        "After 32,000 training images (checkpoint 0a1b2c3d); asked for clusters by frequency; guidance classifier-free"
+    )
     assert (group["provenance"], group["conditions"]) == (provenance, conditions)
     assert group["count"] == 24 and len(group["table"]["rows"]) == 10
 

@@ -61,3 +61,9 @@ def test_seeds_are_summed_up() -> None:
 
 def test_a_metric_that_one_seed_lacks_has_no_mean() -> None:
     assert summarise([row("a", recall=None), row("b", seed=1)])[0]["recall"] is None
+
+
+def test_of_two_rows_of_a_seed_the_last_counts() -> None:
+    rows = [row("plain", replica_share=None, recall=0.3), row("again", replica_share=0.5, recall=0.3)]
+    (found,) = summarise(rows)
+    assert found["seeds"] == 1 and found["replica_share"] == 0.5 and found["recall_deviation"] is None

@@ -263,15 +263,6 @@ def test_clipped_samples_stay_in_range(sampler: str) -> None:
     assert images.abs().max() <= 1
 
 
-def test_progress_is_told_in_images() -> None:
-    told: list[int] = []
-    condition = Condition(cluster=torch.tensor([0, 1]))
-    noise = NoiseSource(0, [0, 1], (3, 8, 8), "cpu")
-    sample = Sampling(convolution, OBJECTIVES["eps"])
-    sample(condition, noise, sampler="ddim", steps=3, advance=told.append)
-    assert sum(told) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

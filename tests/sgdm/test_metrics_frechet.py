@@ -38,11 +38,11 @@ def test_moments_equal_numpy_mean_and_covariance() -> None:
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=5), offset=st.sampled_from([0.0, 1e4]))
 @settings(deadline=None)
-def test_moments_of_parts_merge_to_moments_of_the_whole(cuts: list[int], offset: float) -> None:
+def test_moments_of_batches_are_those_of_the_whole(cuts: list[int], offset: float) -> None:
     features = make_features(40, 5, seed=1) + np.float32(offset)
     merged = Moments(5)
     for part in np.split(features, sorted(cuts)):
-        merged.merge(Moments.of(part))
+        merged.add(torch.from_numpy(part))
     whole = Moments.of(features)
     assert merged.count == 40
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
