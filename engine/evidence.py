@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from engine import checkpoint, sweep_results
+from engine import checkpoint, exports, sweep_results
 from engine.config import Config, load_config
 from engine.meters import LEVELS
 from sgdm.annotate.cluster_set import ClusterSet, load_clusters
@@ -22,6 +24,15 @@ from sgdm.files import read_json
 
 class EvidenceError(ValueError):
     """A file of a run that cannot be what its stage wrote; the message names it and the way out."""
+
+
+class Samples(NamedTuple):
+    """The samples of a guidance scale, in the format that the run writes."""
+
+    format: str
+    path: Path
+    examples: Path
+    """Images of a few layouts several times over; not there where no layout guides."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Evidence:
     log: list[dict[str, Any]]
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
-    samples: dict[float, Path]
+    samples: dict[float, Samples]
     sweep: list[dict[str, Any]]
     grids: dict[str, Path]
     parameters: int | None
@@ -51,20 +62,28 @@ def gather(run: Path, data: Path, annotation: Path) -> Evidence:
         log=_read_log(run / "log.jsonl"),
         stages=_read_stages(run / "stages.json"),
         metrics=_read_metrics(run / "metrics.json"),
-        samples=_find_samples(run / "samples", config.sampling.guidance_scales),
+        samples=_find_samples(run / "samples", config),
         sweep=_read_sweep(run / "sweep.csv"),
         grids={path.stem: path for path in (run / "sweep" / "grids").glob("*.npz")},
         parameters=_count_parameters(run, config),
     )
 
 
-def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N,H,W,3] and cluster ids int64 [N] (-1 where there is no condition) of a file of samples."""
-    image, cluster = _read_arrays(path, "sample", "image", "cluster")
-    _require_images(path, "sample", image)
-    if cluster.shape != image.shape[:1] or cluster.dtype.kind != "i":
-        raise _damaged(path, f"cluster is {cluster.dtype} {cluster.shape} for {len(image)} images", "sample")
-    return image, cluster
+def read_clusters(samples: Samples) -> np.ndarray:
+    """Cluster ids int64 [N] of all samples, -1 where there is no condition; no image is read."""
+    with _reading(samples.path, "sample"):
+        cluster = exports.clusters_of(samples.format, samples.path)
+    if len(cluster) == 0:
+        raise _damaged(samples.path, "no images", "sample")
+    return cluster
+
+
+def read_images(samples: Samples, numbers: np.ndarray) -> np.ndarray:
+    """The samples of these numbers, int64 [n] and not empty, uint8 [n,H,W,3]; no other is decoded."""
+    with _reading(samples.path, "sample"):
+        image = exports.images_of(samples.format, samples.path, numbers)
+    _require_images(samples.path, "sample", image)
+    return image
 
 
 def read_grid(path: Path) -> np.ndarray:
@@ -75,10 +94,16 @@ def read_grid(path: Path) -> np.ndarray:
 
 
 def _read_arrays(path: Path, stage: str, *names: str) -> list[np.ndarray]:
+    with _reading(path, stage), np.load(path, allow_pickle=False) as file:
+        return [file[name] for name in names]
+
+
+@contextmanager
+def _reading(path: Path, stage: str) -> Iterator[None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        yield
+    # A SyntaxError is what Pillow says of a broken PNG file.
+    except (OSError, EOFError, ValueError, LookupError, SyntaxError, zipfile.BadZipFile) as error:
         raise _damaged(path, str(error), stage) from error
 
 
@@ -87,12 +112,11 @@ def _require_images(path: Path, stage: str, image: np.ndarray) -> None:
         raise _damaged(path, f"image is {image.dtype} {image.shape}, not uint8 [N,H,W,3]", stage)
 
 
-def read_examples(path: Path) -> dict[str, np.ndarray]:
-    """Images of a few layouts several times over, which lie beside a file of samples: layout uint8 [n,H,W], image uint8
-    [n,H,W,3], row int64 [n]; empty where no layout guides."""
-    examples = path.with_name(f"{path.stem}-examples.npz")
+def read_examples(samples: Samples) -> dict[str, np.ndarray]:
+    """layout uint8 [n,H,W], image uint8 [n,H,W,3], row int64 [n]; empty where no layout guides."""
     names = ("layout", "image", "row")
-    return dict(zip(names, _read_arrays(examples, "sample", *names), strict=True)) if examples.exists() else {}
+    path = samples.examples
+    return dict(zip(names, _read_arrays(path, "sample", *names), strict=True)) if path.exists() else {}
 
 
 def is_number(value: object) -> bool:
@@ -197,10 +221,17 @@ def _read_sweep(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _find_samples(folder: Path, scales: tuple[float, ...]) -> dict[float, Path]:
-    """Guidance scale -> file of samples; files of scales that the run no longer has are of an older one."""
-    files = {scale: folder / f"guidance-{scale:g}.npz" for scale in sorted(scales)}
-    return {scale: path for scale, path in files.items() if path.exists()}
+def _find_samples(folder: Path, config: Config) -> dict[float, Samples]:
+    """By guidance scale; samples of scales, or in a format, that the run no longer has are of an older one."""
+    format = config.sampling.format
+    found = {}
+    for scale in sorted(config.sampling.guidance_scales):
+        stem = folder / f"guidance-{scale:g}"
+        with _reading(stem, "sample"):
+            path = exports.path_of(format, stem)
+        if path is not None:
+            found[scale] = Samples(format, path, folder / f"{stem.name}-examples.npz")
+    return found
 
 
 def _count_parameters(run: Path, config: Config) -> int | None:

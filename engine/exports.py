@@ -2,7 +2,7 @@
 
     npz         <stem>.npz: key, image uint8 [n, H, W, 3], cluster int64 [n], -1 for none; with layouts, row and layout
     png         <stem>/000000.png ..., clusters.csv
-    webdataset  <stem>/000000.tar ..., of samples NNNNNNNN.png and NNNNNNNN.cls, the cluster as text
+    webdataset  <stem>/000000.tar ..., of samples NNNNNNNN.png and NNNNNNNN.cls, the cluster as text; clusters.csv
     beton       <stem>.beton and its manifest: a data set to train on, with the cluster as its label
 
 Equal samples give equal bytes, however they were divided into batches. Files are mapped or written image by image, so
@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.batches import Batches
-from sgdm.data.beton import check_beton, write_beton
+from sgdm.data.beton import check_beton, manifest_path, write_beton
 from sgdm.data.loader import Loader
 from sgdm.data.sources import Sample
 from sgdm.files import atomic_write, read_json, write_json
@@ -38,6 +39,7 @@ from sgdm.files import atomic_write, read_json, write_json
 FURTHER = ("cluster", "row", "layout")
 """What is told of an image beside its pixels. What else batches hold, features of a network, is not of the samples."""
 IDENTITY = "samples.json"
+CLUSTERS = "clusters.csv"
 OFFSETS = "offsets.npy"
 SHARD = 10_000
 """Images of a .tar."""
@@ -51,25 +53,41 @@ def export(format: str, stem: Path, batches: Batches, key: str) -> Path:
 
     By one process. ValueError where a sample is missing.
     """
-    kind = FORMATS[format]
-    path = stem.with_name(stem.name + kind.suffix)
-    kind.write(_Samples(batches, key), path)
+    path = _path(format, stem)
+    FORMATS[format].write(_Samples(batches, key), path)
     return path
 
 
 def find(format: str, stem: Path, key: str) -> Path | None:
     """The file or folder that `export` has written of this key; None where there is none, or a damaged one."""
-    kind = FORMATS[format]
-    path = stem.with_name(stem.name + kind.suffix)
+    path = _path(format, stem)
     try:
-        return path if kind.key(path) == key else None
+        return path if FORMATS[format].key(path) == key else None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+
+
+def path_of(format: str, stem: Path) -> Path | None:
+    """The file or folder that is there, whatever its key and whether or not it is whole; None where there is none.
+
+    A folder of another format is none, nor is what a kill leaves, without its samples.json or manifest.
+    """
+    path = _path(format, stem)
+    return path if FORMATS[format].is_there(path) else None
+
+
+def clusters_of(format: str, path: Path) -> NDArray[np.int64]:
+    """The cluster ids of all samples, int64 [n], -1 for none, of what `export` has written. No image is read."""
+    return FORMATS[format].clusters(path)
 
 
 def images_of(format: str, path: Path, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The images of these numbers, uint8 [n, H, W, 3], of what `export` has written. No other is read."""
     return FORMATS[format].read(path, numbers)
+
+
+def _path(format: str, stem: Path) -> Path:
+    return stem.with_name(stem.name + FORMATS[format].suffix)  # a stem may have a dot: guidance-1.5
 
 
 class _Samples:
@@ -142,6 +160,15 @@ def _npz_key(path: Path) -> str:
         return str(file["key"])
 
 
+def _npz_clusters(path: Path) -> NDArray[np.int64]:
+    with np.load(path, allow_pickle=False) as file:
+        cluster: NDArray[np.int64] = file["cluster"]
+    count = len(_map_images(path))
+    if cluster.shape != (count,) or cluster.dtype.kind != "i":
+        raise ValueError(f"cluster is {cluster.dtype} {cluster.shape} for {count} images")
+    return cluster
+
+
 def _read_npz(path: Path, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     return _map_images(path)[numbers]
 
@@ -154,6 +181,10 @@ def _whole_folder(path: Path, format: str, samples: _Samples) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        with (temporary / CLUSTERS).open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["number", "cluster"])
+            rows.writerows(enumerate(samples.cluster.tolist()))
         write_json(temporary / IDENTITY, {"format": format, "key": samples.key, "count": len(samples)})
         os.sync()  # of so many small files at once
         if path.exists():
@@ -167,6 +198,21 @@ def _whole_folder(path: Path, format: str, samples: _Samples) -> Iterator[Path]:
 def _folder_key(format: str, path: Path) -> str | None:
     identity = read_json(path / IDENTITY)
     return identity["key"] if identity["format"] == format else None
+
+
+def _is_folder(format: str, path: Path) -> bool:
+    return (path / IDENTITY).exists() and _folder_key(format, path) is not None
+
+
+def _folder_clusters(path: Path) -> NDArray[np.int64]:
+    count = read_json(path / IDENTITY)["count"]
+    lines = (path / CLUSTERS).read_text(encoding="utf-8").splitlines()[1:]
+    if len(lines) != count:
+        raise ValueError(f"{CLUSTERS} is of {len(lines)} images, not {count}")
+    numbers, clusters = np.array([line.split(",") for line in lines], np.int64).T
+    if (numbers != np.arange(count)).any():
+        raise ValueError(f"{CLUSTERS} has not the numbers 0 to {count - 1}")
+    return clusters
 
 
 def _encoded(samples: _Samples) -> Iterator[tuple[int, bytes]]:
@@ -195,10 +241,6 @@ def _write_png(samples: _Samples, path: Path) -> None:
     with _whole_folder(path, "png", samples) as folder:
         for number, data in _encoded(samples):
             (folder / _png_name(number, len(samples))).write_bytes(data)
-        with (folder / "clusters.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["number", "cluster"])
-            rows.writerows(enumerate(samples.cluster.tolist()))
 
 
 def _read_png(path: Path, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -255,9 +297,20 @@ def _open_loader(path: Path, written: int) -> Loader:
     return Loader(path, batch_size=LOADED, device="cpu", seed=0, threads=THREADS)
 
 
+def _loader(path: Path) -> Loader:
+    return _open_loader(path, path.stat().st_mtime_ns)
+
+
+def _is_beton(path: Path) -> bool:
+    return manifest_path(path).is_file()
+
+
+def _beton_clusters(path: Path) -> NDArray[np.int64]:
+    return _loader(path).labels
+
+
 def _read_beton(path: Path, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    loader = _open_loader(path, path.stat().st_mtime_ns)
-    return torch.cat([batch.image for batch in loader.select(numbers)]).permute(0, 2, 3, 1).numpy()
+    return torch.cat([batch.image for batch in _loader(path).select(numbers)]).permute(0, 2, 3, 1).numpy()
 
 
 class _Format(NamedTuple):
@@ -265,12 +318,23 @@ class _Format(NamedTuple):
     write: Callable[[_Samples, Path], None]
     key: Callable[[Path], Any]
     """Of what is there, if it is whole; else an error, or None."""
+    is_there: Callable[[Path], bool]
+    clusters: Callable[[Path], NDArray[np.int64]]
     read: Callable[[Path, NDArray[np.int64]], NDArray[np.uint8]]
 
 
 FORMATS = {
-    "npz": _Format(".npz", _write_npz, _npz_key, _read_npz),
-    "png": _Format("", _write_png, functools.partial(_folder_key, "png"), _read_png),
-    "webdataset": _Format("", _write_webdataset, functools.partial(_folder_key, "webdataset"), _read_webdataset),
-    "beton": _Format(".beton", _write_beton, _beton_key, _read_beton),
+    "npz": _Format(".npz", _write_npz, _npz_key, Path.is_file, _npz_clusters, _read_npz),
+    "png": _Format(
+        "", _write_png, partial(_folder_key, "png"), partial(_is_folder, "png"), _folder_clusters, _read_png
+    ),
+    "webdataset": _Format(
+        "",
+        _write_webdataset,
+        partial(_folder_key, "webdataset"),
+        partial(_is_folder, "webdataset"),
+        _folder_clusters,
+        _read_webdataset,
+    ),
+    "beton": _Format(".beton", _write_beton, _beton_key, _is_beton, _beton_clusters, _read_beton),
 }

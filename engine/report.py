@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine import charts
-from engine.evidence import Evidence, gather, is_number, read_examples, read_samples
+from engine.evidence import Evidence, Samples, gather, is_number, read_clusters, read_examples, read_images
 from engine.metric_names import (
     LAYOUTS,
     METRICS,
@@ -230,12 +230,14 @@ def pictures(evidence: Evidence, best: dict[str, Any], real_images: RealImages) 
     gallery_scale = _gallery_scale(scales, best)
     panels, ids, gallery, layouts = [], [], {}, {}
     for scale in scales:
-        image, cluster = read_samples(evidence.samples[scale])
-        panels.append({"scale": scale, "sheet": charts.sheet(image[:shown], columns)})
+        samples = evidence.samples[scale]
+        cluster = read_clusters(samples)
+        first = np.arange(min(shown, len(cluster)))
+        panels.append({"scale": scale, "sheet": charts.sheet(read_images(samples, first), columns)})
         ids.append(cluster[:shown])
         if scale == gallery_scale and evidence.annotation is not None:
-            gallery = {"scale": scale, "rows": _gallery(image, cluster, evidence.annotation.clusters, real_images)}
-        if scale == gallery_scale and (examples := read_examples(evidence.samples[scale])):
+            gallery = {"scale": scale, "rows": _gallery(samples, cluster, evidence.annotation.clusters, real_images)}
+        if scale == gallery_scale and (examples := read_examples(samples)):
             layouts = {"scale": scale, **_layouts(examples, evidence.config.segments, real_images)}
     if panels and evidence.data.get("count"):
         spread = np.unique(np.linspace(0, evidence.data["count"] - 1, shown).astype(np.int64))
@@ -263,7 +265,7 @@ def _gallery_scale(scales: list[float], best: dict[str, Any]) -> float | None:
 
 
 def _gallery(
-    image: np.ndarray, cluster: np.ndarray, clusters: np.ndarray, real_images: RealImages
+    samples: Samples, cluster: np.ndarray, clusters: np.ndarray, real_images: RealImages
 ) -> list[dict[str, Any]]:
     """Clusters from the largest to the smallest, chosen evenly among those with a full row of samples."""
     sizes = np.bincount(clusters)
@@ -278,7 +280,7 @@ def _gallery(
     for identity in candidates[even]:
         members = np.flatnonzero(clusters == identity)
         spread = np.unique(np.linspace(0, len(members) - 1, GALLERY_COLUMNS).astype(np.int64))
-        made = image[np.flatnonzero(cluster == identity)[:GALLERY_COLUMNS]]
+        made = read_images(samples, np.flatnonzero(cluster == identity)[:GALLERY_COLUMNS])
         rows.append(
             {
                 "cluster": int(identity),

@@ -14,7 +14,6 @@ from PIL import Image
 
 from engine import exports
 from engine.batches import Batches
-from engine.evidence import read_samples
 from sgdm.data.loader import Loader
 
 COUNT, SIZE = 23, 8
@@ -55,6 +54,18 @@ def test_images_are_read_as_they_were(format: str, parts: list, tmp_path: Path) 
         read = exports.images_of(format, path, numbers)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, IMAGES[numbers])
+    clusters = exports.clusters_of(format, path)
+    assert clusters.dtype == np.int64
+    np.testing.assert_array_equal(clusters, CLUSTERS)
+
+
+@every_format
+def test_the_path_is_known_without_a_key(format: str, batches: Batches, tmp_path: Path) -> None:
+    stem = tmp_path / "out" / "guidance-1.5"
+    assert exports.path_of(format, stem) is None
+    path = exports.export(format, stem, batches, "one")
+    assert exports.path_of(format, stem) == path
+    assert all(exports.path_of(other, stem) is None for other in exports.FORMATS if other != format)
 
 
 @every_format
@@ -137,6 +148,7 @@ def test_what_a_kill_has_left_of_a_folder_is_not_found_and_not_kept(
     assert content(exports.export(format, stem, batches, "key")) == whole
     (stem / exports.IDENTITY).unlink()  # killed while it was deleted
     assert exports.find(format, stem, "key") is None
+    assert exports.path_of(format, stem) is None
 
 
 def test_folders_of_two_formats_are_told_apart(batches: Batches, tmp_path: Path) -> None:
@@ -171,9 +183,29 @@ def test_an_npz_tells_what_the_samples_are_of_and_no_features(tmp_path: Path) ->
         assert str(file["key"]) == "key"
         np.testing.assert_array_equal(file["row"], more["row"])
         np.testing.assert_array_equal(file["layout"], more["layout"])
-    image, cluster = read_samples(path)
-    np.testing.assert_array_equal(image, IMAGES)
-    np.testing.assert_array_equal(cluster, CLUSTERS)
+
+
+@pytest.mark.parametrize("format", ["png", "webdataset"])
+def test_clusters_that_are_not_of_all_images_in_order_are_refused(
+    format: str, batches: Batches, tmp_path: Path
+) -> None:
+    path = exports.export(format, tmp_path / "guidance-1", batches, "key")
+    head, *lines = (path / exports.CLUSTERS).read_text().splitlines(keepends=True)
+    for damaged, why in (
+        (lines[:-1], "is of 22 images, not 23"),
+        (lines[::-1], "has not the numbers 0 to 22"),
+        ([*lines[:-1], "22"], "inhomogeneous"),
+        ([*lines[:-1], "22,"], "invalid literal"),
+    ):
+        (path / exports.CLUSTERS).write_text("".join([head, *damaged]))
+        with pytest.raises(ValueError, match=why):
+            exports.clusters_of(format, path)
+
+
+def test_clusters_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=IMAGES, cluster=CLUSTERS[1:])
+    with pytest.raises(ValueError, match=r"cluster is int64 \(22,\) for 23 images"):
+        exports.clusters_of("npz", tmp_path / "a.npz")
 
 
 def test_a_compressed_npz_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import charts, sweep_results
+from engine import charts, exports, sweep_results
 from engine.annotation_config import AnnotationConfig
+from engine.batches import Batches
 from engine.config import Config, DataConfig, TrainingConfig, save_config
+from engine.evidence import EvidenceError
 from engine.report import write_report
 from sgdm.annotate.cluster_set import ClusterManifest, save_clusters
 
@@ -121,6 +123,21 @@ def make_run(root: Path, name: str = "tiny", source: str = "fashion-mnist") -> F
     return folders
 
 
+def rewrite_samples(folders: Folders, format: str) -> None:
+    """The same samples in another format."""
+    text = (folders.run / "config.yaml").read_text().replace("format: npz", f"format: {format}", 1)
+    (folders.run / "config.yaml").write_text(text)
+    for path in (folders.run / "samples").glob("*.npz"):
+        with np.load(path) as file:
+            images = {name: file[name] for name in ("image", "cluster")}
+        batches = Batches(folders.run / "batches", len(images["cluster"]), "key")
+        batches.begin()
+        batches.write(np.arange(batches.count), images)
+        path.unlink()
+        exports.export(format, path.with_suffix(""), batches, "key")
+        batches.remove()
+
+
 def _corners(address: str, count: int) -> list[int]:
     """Grey level of the first pixel of every image in a sheet of one row."""
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
@@ -158,6 +175,55 @@ def test_gallery_pairs_real_members_with_samples_of_the_best_scale(whole: Folder
         indices, levels = (_corners(address, count=7) for address in (real, made))
         assert len(set(indices)) == 7 and all(index % CLUSTERS == int(cluster) for index in indices)
         assert levels == [40 * int(cluster)] * 7
+
+
+@pytest.mark.parametrize("format", exports.FORMATS)
+def test_samples_of_every_format_give_the_same_page_and_no_more_is_read_than_it_shows(
+    whole: Folders, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pictures_of(text: str) -> list[str]:
+        return re.findall(r'src="([^"]*)"', text)
+
+    expected = pictures_of(whole.write())
+    rewrite_samples(whole, format)
+    read: list[int] = []
+    images_of = exports.images_of
+
+    def recorded(format: str, path: Path, numbers: np.ndarray) -> np.ndarray:
+        read.append(len(numbers))
+        return images_of(format, path, numbers)
+
+    monkeypatch.setattr(exports, "images_of", recorded)
+    text = whole.write()
+    assert pictures_of(text) == expected
+    assert len(expected) == 5 + 2 * CLUSTERS
+    assert " yet" not in Page(text).sections["samples"] + Page(text).sections["gallery"]
+    assert sorted(read) == [7] * CLUSTERS + [24] * 4
+
+
+@pytest.mark.parametrize(
+    ("format", "damaged"),
+    [
+        ("png", "guidance-2/clusters.csv"),
+        ("png", "guidance-2/samples.json"),
+        ("png", "guidance-2/000003.png"),
+        ("webdataset", "guidance-2/offsets.npy"),
+        ("webdataset", "guidance-2/000000.tar"),
+        ("beton", "guidance-2.beton"),
+    ],
+)
+def test_damaged_samples_of_every_format_are_named(whole: Folders, format: str, damaged: str) -> None:
+    rewrite_samples(whole, format)
+    (whole.run / "samples" / damaged).write_bytes(b"\x89PNG cut short")
+    with pytest.raises(EvidenceError, match=r"guidance-2\S* is damaged .*run sample again"):
+        whole.write()
+
+
+def test_samples_of_a_format_that_the_run_no_longer_has_are_not_shown(whole: Folders) -> None:
+    rewrite_samples(whole, "png")
+    text = (whole.run / "config.yaml").read_text().replace("format: png", "format: webdataset", 1)
+    (whole.run / "config.yaml").write_text(text)
+    assert "No samples yet" in Page(whole.write()).sections["samples"]
 
 
 def test_every_metric_stands_with_its_network_counts_and_reference(text: str) -> None:
