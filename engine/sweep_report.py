@@ -1,6 +1,6 @@
 """The page's section about a sweep: the best point, what every axis does to it, the ten best, and their images.
 
-Only rows that the same judge has seen are compared: a protocol's rows make a group, and nothing shows two groups."""
+Only rows that the same judge has seen are compared: they make a group, and nothing shows two groups."""
 
 from __future__ import annotations
 
