@@ -134,8 +134,9 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"sweep.seeds is {self.seeds}: give at least 1")
+        values = self.values  # an axis that does not parse is an error at once
         require(
-            self.search == "grid" or bool(self.values),
+            self.search == "grid" or bool(values),
             f"sweep.search is {self.search}, but there is nothing to search: give axes, as in --sweep.guidance 0:4:1",
         )
 

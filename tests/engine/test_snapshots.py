@@ -177,16 +177,15 @@ def test_refusals_name_the_way_out(config: Config) -> None:
 def test_an_average_to_draw_with_is_found_or_how_to_make_it(config: Config) -> None:
     random_networks(config, 8, 16)
     posthoc.run(asked(config, 0.06, images=8))
-    drawing = dataclasses.replace(config, sampling=SamplingConfig(ema_length=0.06))
     with pytest.raises(
         ValueError,
         match=r"16-length-0\.06 is missing \(there: 8-length-0\.06\): .*sgdm ema --config .* --length 0\.06$",
     ):
-        posthoc.find(drawing)
-    earlier = dataclasses.replace(drawing, posthoc=PosthocConfig(images=8))
-    assert posthoc.find(earlier) == config.run / "posthoc" / "8-length-0.06"
+        posthoc.find(config, 0.06)
+    earlier = dataclasses.replace(config, posthoc=PosthocConfig(images=8))
+    assert posthoc.find(earlier, 0.06) == config.run / "posthoc" / "8-length-0.06"
     posthoc.run(asked(config, 0.06))
-    assert posthoc.find(drawing) == config.run / "posthoc" / "16-length-0.06"
+    assert posthoc.find(config, 0.06) == config.run / "posthoc" / "16-length-0.06"
 
 
 def test_configurations_that_cannot_be_run(config: Config) -> None:
