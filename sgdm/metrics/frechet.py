@@ -126,7 +126,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def check_linear_algebra() -> None:
-    """Takes milliseconds. NumericalError where this machine computes a known distance wrongly, as some builds of BLAS
+    """Takes a fraction of a second. NumericalError where this machine computes a known distance wrongly, as some builds of BLAS
     have done without a word."""
     D, random = 192, np.random.default_rng(0)
     axes = np.linalg.qr(random.standard_normal((D, D)))[0]
