@@ -126,8 +126,8 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def check_linear_algebra() -> None:
-    """Takes a fraction of a second. NumericalError where this machine computes a known distance wrongly, as some builds of BLAS
-    have done without a word."""
+    """NumericalError where this machine computes a known distance wrongly, as some builds of BLAS have done without a
+    word. Takes a fraction of a second."""
     D, random = 192, np.random.default_rng(0)
     axes = np.linalg.qr(random.standard_normal((D, D)))[0]
     deviations = np.linspace(0.1, 3, D), np.r_[np.geomspace(1e-3, 5, D // 2), np.zeros(D - D // 2)]  # one is singular
