@@ -15,7 +15,7 @@ import timm
 from safetensors.torch import save_file
 
 from engine import annotate, checkpoint, drawing, evaluate, prepare, sample, sweep, train
-from engine.config import Config, save_config
+from engine.config import Config, load_config, save_config
 from engine.config_error import ConfigError
 from engine.console import parse
 from engine.judge import Judge
@@ -144,6 +144,48 @@ def test_the_command_of_the_readme(run: Config) -> None:
     assert len(read(run.run / "sweep.csv")) == 3
     # The run's own configuration stays what it was: the next command is no sweep.
     assert not parse("evaluate", ["--run", str(run.run)]).sweep.asked
+
+
+def test_options_of_one_command_do_not_reach_the_next(run: Config) -> None:
+    alone = dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, cluster=1, guidance_scales=(1.0,)))
+    sample.run(alone)
+    assert load_config(run.run / "config.yaml").sampling.cluster == 1, "which the report is about"
+    assert parse("evaluate", ["--run", str(run.run), "--sweep.guidance", "1,2"]).sampling.cluster is None
+
+
+@pytest.mark.parametrize(("axis", "values"), [("eta", "0,2"), ("steps", "2,2000")])
+def test_a_point_that_cannot_be_drawn_is_found_before_any_is(
+    run: Config, axis: str, values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = count_drawn(monkeypatch)
+    with pytest.raises(ValueError, match=r"2\.0 is outside|2000"):
+        swept(run, sampler="ddim", **{axis: values})
+    assert drawn == [] and not (run.run / "sweep.csv").exists()
+
+
+def test_other_precision_is_another_row(run: Config) -> None:
+    rows = []
+    for precision in ("fp32", "bf16"):
+        training = dataclasses.replace(run.training, precision=precision)
+        rows = swept(dataclasses.replace(run, training=training), guidance="2")
+    assert len(rows) == 2
+
+
+def test_what_kills_have_left_behind_is_removed(run: Config) -> None:
+    stale = run.run / "sweep" / "batches" / "0123456789abcdef"
+    stale.mkdir(parents=True)
+    (stale / "000000000.npz").write_bytes(b"features")
+    swept(run, guidance="1")
+    assert not stale.exists()
+
+
+def test_a_search_by_what_cannot_be_had_is_refused(run: Config) -> None:
+    with pytest.raises(ValueError, match="frechet_distance has no figures here: no Fréchet distance: 48 real images"):
+        swept(run, guidance="1:3:1", search="coarse-to-fine")
+    with pytest.raises(ConfigError, match="there is nothing to search"):
+        SweepConfig(search="coarse-to-fine")
+    with pytest.raises(ConfigError, match=r"name the evaluation\.backbone too"):
+        swept(run, guidance="1", metric="backbone_frechet_distance")
 
 
 def test_samples_are_kept_where_asked(run: Config) -> None:
