@@ -3,8 +3,8 @@
 Along ordered axes, such as the guidance scale, it goes from the middle of the grid by a quarter of each axis, to the
 better side as long as that gets better; then by half as much, and so on to single values (a pattern search: Hooke and
 Jeeves, 1961). For every combination of the other axes, such as the sampler, it does so anew. It ends where no
-neighbouring value is better, which is the best of the grid where there is one valley; among several it may end in
-another than the deepest.
+neighbouring value along any axis is better: at the best of the grid or near it where there is one valley; among several
+it may end in another than the deepest.
 
 Of 17 x 3 points it takes about 11. Axes of few values leave less to save: of 3 x 3 points it takes 5 to 9.
 """
